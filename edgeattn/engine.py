@@ -1,0 +1,178 @@
+"""An engine on disk: the plan exactly as its backend wrote it, and beside it what edgeattn knows of it.
+
+`model.engine` is what `trtexec --loadEngine` (or OpenVINO, or ONNX Runtime) accepts; `model.engine.json` is the
+sidecar. The sidecar names the plan by its hash, so a plan that was changed or swapped is noticed before a backend
+deserialises it: a plan is code, and deserialising one is running it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeattn import files
+from edgeattn.errors import EngineMismatchError, InputError
+from edgeattn.tensors import ShapeRange, TensorSpec
+
+SIDECAR_FORMAT = 1
+TRUST_HINT = "if you know where it comes from, pass --trust"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What was asked of an engine and what is in it.
+
+    `asked` is a dtype name. `weights` counts bytes of stored weights per dtype, `compute` counts layers per dtype
+    they compute in, as the built engine reports them. `notes` says in words whatever differs, and what stayed high.
+    """
+
+    asked: str
+    weights: Mapping[str, int] = field(default_factory=dict)
+    compute: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of a plan: see each field; serialised as `model.engine.json`."""
+
+    backend: str
+    backend_version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: Mapping[str, ShapeRange]
+    precision: Precision
+    plan_sha256: str = ""
+    plan_bytes: int = 0
+    graph: Mapping[str, Any] = field(default_factory=dict)  # name, sha256, path of the ONNX it was built from
+    targets: tuple[str, ...] = ()  # compute capabilities (`sm_87`), or `cpu`
+    platform: str = ""  # such as `linux-x86_64`
+    config: Mapping[str, Any] = field(default_factory=dict)  # the build's settings
+    rebuild: str = ""  # the command that builds it again
+    verified: Mapping[str, Any] | None = None  # the check after the build, None where it could not run
+    edgeattn_version: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A plan in memory with its sidecar: what a backend's `build` returns and its `load` takes."""
+
+    plan: bytes
+    sidecar: Sidecar
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of a plan stands: `model.engine.json` beside `model.engine`."""
+    return path.with_name(path.name + ".json")
+
+
+def write_engine(engine: Engine, path: Path) -> Sidecar:
+    """Write plan and sidecar so that a kill at any moment leaves a pair that fits.
+
+    Two files cannot be replaced in one step. So the new sidecar goes first and carries the old one as `previous`:
+    whichever plan a reader finds, one of the two describes it.
+
+    Raises:
+        EdgeAttnError: the files cannot be written; what was there is untouched.
+    """
+    with files.staged(path) as part:
+        part.write_bytes(engine.plan)
+        sidecar = dataclasses.replace(engine.sidecar, plan_sha256=files.sha256_file(part), plan_bytes=len(engine.plan))
+        old = _read_records(sidecar_path(path))
+        _write_sidecar(sidecar, path, previous=old[0] if old and path.exists() else None)
+    _write_sidecar(sidecar, path, previous=None)
+    return sidecar
+
+
+def update_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Replace the sidecar of a plan that stays."""
+    _write_sidecar(sidecar, path, previous=None)
+
+
+def read_engine(path: str | Path, trust: bool = False) -> Engine:
+    """Read a plan and the sidecar that describes it.
+
+    Raises:
+        InputError: no such file, no sidecar, or one that describes another plan (unless `trust`, and the sidecar
+            at least names the backend).
+    """
+    path = Path(path)
+    sidecar = read_sidecar(path, trust)
+    return Engine(path.read_bytes(), sidecar)
+
+
+def read_sidecar(path: str | Path, trust: bool = False) -> Sidecar:
+    """Find the record that describes a plan, without loading the plan; see `read_engine` for what it raises."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such engine: {path}")
+    records = _read_records(sidecar_path(path))
+    if not records:
+        raise InputError(f"{path} has no sidecar {sidecar_path(path).name}: build it with edgeattn build")
+    digest = files.sha256_file(path)
+    for record in records:
+        if record.get("plan_sha256") == digest:
+            return _from_json(record, path)
+    if trust:
+        return _from_json(records[0], path)
+    raise InputError(f"{path} is not the plan that its sidecar describes (SHA-256 differs): rebuild it; {TRUST_HINT}")
+
+
+def require_match(sidecar: Sidecar, what: str, built: Sequence[str], here: str) -> None:
+    """Refuse an engine whose `what` (a version, a compute capability, a platform) is not this machine's.
+
+    Raises:
+        EngineMismatchError: `here` is not among `built`; says both, and the command that rebuilds.
+    """
+    if here not in built:
+        raise EngineMismatchError(
+            f"the engine was built for {what} {' or '.join(built)}, this is {here}; rebuild it here: {sidecar.rebuild}"
+        )
+
+
+def _write_sidecar(sidecar: Sidecar, path: Path, previous: Mapping[str, Any] | None) -> None:
+    record: dict[str, Any] = {"format": SIDECAR_FORMAT, **dataclasses.asdict(sidecar)}
+    if previous is not None:
+        record["previous"] = {key: value for key, value in previous.items() if key != "previous"}
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    files.write_atomic(sidecar_path(path), text.encode())
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as err:
+        raise InputError(f"cannot read {path}: {err}; build the engine again") from err
+    if not isinstance(record, dict) or record.get("format") != SIDECAR_FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise InputError(f"{path} is no sidecar of format {SIDECAR_FORMAT} (found {found}); build the engine again")
+    return [record, *([record["previous"]] if isinstance(record.get("previous"), dict) else [])]
+
+
+def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
+    known = {item.name for item in dataclasses.fields(Sidecar)}
+    try:
+        values = {key: value for key, value in record.items() if key in known}
+        values["inputs"] = tuple(_spec_from_json(item) for item in record["inputs"])
+        values["outputs"] = tuple(_spec_from_json(item) for item in record["outputs"])
+        values["profile"] = {
+            name: ShapeRange(tuple(spread["min"]), tuple(spread["opt"]), tuple(spread["max"]))
+            for name, spread in record["profile"].items()
+        }
+        precision = dict(record["precision"])
+        values["precision"] = Precision(**{**precision, "notes": tuple(precision["notes"])})
+        values["targets"] = tuple(record["targets"])
+        return Sidecar(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise InputError(f"{sidecar_path(path)} is damaged ({type(err).__name__}: {err}); build it again") from err
+
+
+def _spec_from_json(item: Mapping[str, Any]) -> TensorSpec:
+    shape = item["shape"]
+    return TensorSpec(item["name"], item["dtype"], None if shape is None else tuple(shape))

@@ -1,0 +1,87 @@
+"""Every error that edgeattn raises, and the exit code each one becomes.
+
+    EdgeAttnError                                   1  the work failed
+    ├── UsageError(ValueError)                      2  a call or a flag that cannot be meant
+    ├── GateError                                   3  a promise was checked and does not hold
+    ├── UnsupportedError(NotImplementedError)       4  this machine, backend or version cannot
+    │   ├── MissingDependencyError(ImportError)        a package is not installed
+    │   └── EngineMismatchError                        the engine was built for something else
+    ├── InputError(ValueError)                      5  a file or a tensor from outside is refused
+    ├── ExportError                                 1  PyTorch could not be exported faithfully
+    ├── BuildError                                  1  a backend could not build the graph
+    └── InferenceError                              1  a backend failed while it ran
+
+A message says what happened, what was expected, and what to do next. Errors of other libraries
+are wrapped once, where they are called, with ``from``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BuildError",
+    "EdgeAttnError",
+    "EngineMismatchError",
+    "ExportError",
+    "GateError",
+    "InferenceError",
+    "InputError",
+    "MissingDependencyError",
+    "UnsupportedError",
+    "UsageError",
+]
+
+
+class EdgeAttnError(Exception):
+    """The root: catch this to catch everything edgeattn raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EdgeAttnError, ValueError):
+    """A call or a flag that cannot be meant: it contradicts itself or the model."""
+
+    exit_code = 2
+
+
+class GateError(EdgeAttnError):
+    """A promise (parity, accuracy, precision) was checked and does not hold."""
+
+    exit_code = 3
+
+
+class UnsupportedError(EdgeAttnError, NotImplementedError):
+    """This machine, backend or version cannot do it; `reasons` lists every obstacle."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("; ".join([message, *self.reasons]))
+
+
+class MissingDependencyError(UnsupportedError, ImportError):
+    """A package is not installed; the message names the extra that brings it."""
+
+
+class EngineMismatchError(UnsupportedError):
+    """An engine was built for another version, device or platform than this one."""
+
+
+class InputError(EdgeAttnError, ValueError):
+    """A file or a tensor from outside is refused: corrupt, hostile, or of the wrong form."""
+
+    exit_code = 5
+
+
+class ExportError(EdgeAttnError):
+    """PyTorch could not be exported, or the exported graph says something else."""
+
+
+class BuildError(EdgeAttnError):
+    """A backend could not build an engine from a valid graph."""
+
+
+class InferenceError(EdgeAttnError):
+    """A backend failed while it ran an engine."""
