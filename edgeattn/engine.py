@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,13 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_engine(engine: Engine, path: Path) -> Sidecar:
+def write_engine(
+    engine: Engine, path: Path, verify: Callable[[Engine], Mapping[str, Any] | None] = lambda engine: None
+) -> Sidecar:
     """Write plan and sidecar so that a kill at any moment leaves a pair that fits.
+
+    `verify` gets the engine as read back from the disk, before it replaces what was there; what it returns becomes
+    the sidecar's `verified`, and what it raises keeps the old engine.
 
     Two files cannot be replaced in one step. So the new sidecar goes first and carries the old one as `previous`:
     whichever plan a reader finds, one of the two describes it.
@@ -82,15 +89,10 @@ def write_engine(engine: Engine, path: Path) -> Sidecar:
     with files.staged(path) as part:
         part.write_bytes(engine.plan)
         sidecar = dataclasses.replace(engine.sidecar, plan_sha256=files.sha256_file(part), plan_bytes=len(engine.plan))
-        old = _read_records(sidecar_path(path))
-        _write_sidecar(sidecar, path, previous=old[0] if old and path.exists() else None)
+        sidecar = dataclasses.replace(sidecar, verified=verify(Engine(part.read_bytes(), sidecar)))
+        _write_sidecar(sidecar, path, previous=_old_record(path))
     _write_sidecar(sidecar, path, previous=None)
     return sidecar
-
-
-def update_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Replace the sidecar of a plan that stays."""
-    _write_sidecar(sidecar, path, previous=None)
 
 
 def read_engine(path: str | Path, trust: bool = False) -> Engine:
@@ -113,13 +115,17 @@ def read_sidecar(path: str | Path, trust: bool = False) -> Sidecar:
     records = _read_records(sidecar_path(path))
     if not records:
         raise InputError(f"{path} has no sidecar {sidecar_path(path).name}: build it with edgeattn build")
-    digest = files.sha256_file(path)
-    for record in records:
-        if record.get("plan_sha256") == digest:
-            return _from_json(record, path)
-    if trust:
-        return _from_json(records[0], path)
-    raise InputError(f"{path} is not the plan that its sidecar describes (SHA-256 differs): rebuild it; {TRUST_HINT}")
+    fitting = _describing(records, path)
+    if fitting is None and not trust:
+        raise InputError(
+            f"{path} is not the plan that its sidecar describes (SHA-256 differs): rebuild it; {TRUST_HINT}"
+        )
+    return _from_json(fitting or records[0], path)
+
+
+def this_platform() -> str:
+    """Operating system and processor family, such as `linux-x86_64`: a plan does not cross them."""
+    return f"{sys.platform}-{platform.machine()}"
 
 
 def require_match(sidecar: Sidecar, what: str, built: Sequence[str], here: str) -> None:
@@ -132,6 +138,18 @@ def require_match(sidecar: Sidecar, what: str, built: Sequence[str], here: str) 
         raise EngineMismatchError(
             f"the engine was built for {what} {' or '.join(built)}, this is {here}; rebuild it here: {sidecar.rebuild}"
         )
+
+
+def _describing(records: Sequence[Mapping[str, Any]], path: Path) -> Mapping[str, Any] | None:
+    digest = files.sha256_file(path)
+    return next((record for record in records if record.get("plan_sha256") == digest), None)
+
+
+def _old_record(path: Path) -> Mapping[str, Any] | None:
+    try:
+        return _describing(_read_records(sidecar_path(path)), path) if path.exists() else None
+    except InputError:  # a damaged sidecar describes nothing, and is about to be replaced
+        return None
 
 
 def _write_sidecar(sidecar: Sidecar, path: Path, previous: Mapping[str, Any] | None) -> None:

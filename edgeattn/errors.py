@@ -30,7 +30,12 @@ __all__ = [
     "MissingDependencyError",
     "UnsupportedError",
     "UsageError",
+    "one_line",
+    "quote",
 ]
+
+_LONGEST_LINE = 400
+_LONGEST_NAME = 100
 
 
 class EdgeAttnError(Exception):
@@ -85,3 +90,16 @@ class BuildError(EdgeAttnError):
 
 class InferenceError(EdgeAttnError):
     """A backend failed while it ran an engine."""
+
+
+def one_line(err: BaseException | str) -> str:
+    """The text of another library's error, on one line, of bearable length, and without control characters."""
+    words = " ".join(str(err).split()) or type(err).__name__
+    text = "".join(char if char.isprintable() else "?" for char in words)
+    return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 3] + "..."
+
+
+def quote(name: object) -> str:
+    """A name from a foreign file as a message may show it: escaped, and cut where nobody would read on."""
+    text = repr(name if isinstance(name, str | bytes) else str(name))
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."

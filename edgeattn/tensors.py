@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Feeds = Mapping[str, Array]
-    Dim = int | str
-    Shape = tuple[int, ...]
 
+Dim = int | str
+Shape = tuple[int, ...]
 DEFAULT_MAX_BATCH = 8
 
 
@@ -292,5 +292,5 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
         if not (spread.contains(array.shape) if spread else _admits(spec, array.shape)):
             expected = str(spread) if spread else format_shape(spec.shape)
             raise InputError(f"input {spec.name!r}: expected shape {expected}, got {format_shape(array.shape)}")
-        checked[spec.name] = np.ascontiguousarray(array)
+        checked[spec.name] = np.ascontiguousarray(array).reshape(array.shape)  # it would make a scalar 1-D
     return checked

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeattn.engine import Engine
 from edgeattn.graph import Graph
-from edgeattn.tensors import Array, Feeds, ShapeRange, TensorSpec, check_feeds
+from edgeattn.tensors import ShapeRange, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    from edgeattn.tensors import Array, Feeds, Shape
 
 
 def silent(phase: str, fraction: float | None = None) -> None:
@@ -20,13 +23,28 @@ def silent(phase: str, fraction: float | None = None) -> None:
 class BuildConfig:
     """How to build; names and meanings follow trtexec.
 
-    `precision` is the dtype that the graph was already typed to: a backend never lowers anything by itself.
-    `targets` are compute capabilities (`sm_89`); empty means this machine's device. `workspace` is in bytes.
-    `progress(phase, fraction)` is called as the build goes; fraction is None where it cannot be known.
+    Attributes:
+        precision: the dtype to compute in, by name; empty keeps the graph's own. A backend receives a graph that is
+            typed already, and never lowers anything by itself.
+        min_shapes: with `opt_shapes` and `max_shapes`, what was asked of the inputs by name; see `resolve_profile`.
+        profile: the resolved range of every input, filled in before a backend sees the config.
+        keep_io_types: inputs and outputs keep the model's dtypes where `precision` lowers the rest.
+        targets: compute capabilities such as `sm_89`; empty means this machine's device.
+        workspace: most memory a TensorRT tactic may use, in bytes; None leaves TensorRT's own limit.
+        timing_cache: a file that is read and written; None for none.
+        opt_level: TensorRT's builder optimisation level, 0 to 5.
+        version_compatible: the plan also loads in later minor versions of TensorRT.
+        hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
+        tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
+        progress: called with a phase and its fraction, None where that cannot be known.
     """
 
-    profile: Mapping[str, ShapeRange]
-    precision: str = "float32"
+    precision: str = ""
+    min_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    opt_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    max_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    profile: Mapping[str, ShapeRange] = field(default_factory=dict)
+    keep_io_types: bool = True
     targets: tuple[str, ...] = ()
     workspace: int | None = None
     timing_cache: str | None = None
@@ -76,8 +94,8 @@ class Session:
 class Backend(Protocol):
     """A backend is a module with these functions."""
 
-    def missing(self) -> list[str]:
-        """Why this machine cannot run the backend's engines; empty where it can. Must not raise."""
+    def missing(self, running: bool = True) -> list[str]:
+        """Why this machine cannot run the backend's engines, or only build them; empty where it can. Never raises."""
 
     def unsupported(self, graph: Graph) -> list[str]:
         """What in a graph the backend cannot build, all of it at once; empty where it can."""
@@ -87,3 +105,19 @@ class Backend(Protocol):
 
     def load(self, engine: Engine) -> Session:
         """Check version and device against the sidecar, then deserialise."""
+
+
+def unknown_operators(graph: Graph, domains: Collection[str]) -> list[str]:
+    """Name every operator that is neither in one of a backend's domains nor a function of the model."""
+    import onnx.defs
+
+    def known(domain: str, op_type: str) -> bool:
+        return domain in domains and (domain == "com.microsoft" or onnx.defs.has(op_type, domain))
+
+    functions = {(domain, name) for domain, name, _ in graph.model.functions}
+    first: dict[tuple[str, str], str] = {}
+    for node in graph.nodes():
+        key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+        if key not in functions and not known(*key):
+            first.setdefault(key, node.name or "unnamed")
+    return [f"unknown operator {domain or 'ai.onnx'}::{op} (node {name!r})" for (domain, op), name in first.items()]

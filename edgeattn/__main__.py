@@ -1,0 +1,7 @@
+"""`python -m edgeattn`: the command line."""
+
+import sys
+
+from edgeattn.cli import main
+
+sys.exit(main())

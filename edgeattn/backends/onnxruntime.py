@@ -1,0 +1,127 @@
+"""ONNX Runtime on the CPU: the reference runtime, and the way out where nothing else runs.
+
+The plan is the typed graph itself, as ONNX: any ONNX Runtime loads it, and optimises it while it loads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeattn.backends.base import BuildConfig, Session, unknown_operators
+from edgeattn.engine import Engine, Precision, Sidecar, this_platform
+from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
+from edgeattn.graph import Graph
+from edgeattn.tensors import numpy_dtype
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from edgeattn.tensors import Array
+
+NAME = "onnxruntime"
+DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+_TYPE_NAMES = {"float": "float32", "double": "float64"}  # the rest are called as in the dtype table
+
+
+def missing(running: bool = True) -> list[str]:
+    """Why ONNX Runtime cannot run here."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ["the package onnxruntime is not installed: pip install 'edgeattn[cpu]'"]
+    return []
+
+
+def unsupported(graph: Graph) -> list[str]:
+    """Operators that neither ONNX Runtime nor the model itself defines."""
+    return unknown_operators(graph, DOMAINS)
+
+
+def build(graph: Graph, config: BuildConfig) -> Engine:
+    """Load the graph once, so that what cannot run is said now, and see in which precision it computes.
+
+    Raises:
+        BuildError: ONNX Runtime refuses the graph.
+        UnsupportedError: it has no CPU kernel for an operator in its dtype.
+    """
+    import onnxruntime as ort
+
+    config.progress("compiling", None)
+    compute = _precisions_seen(graph, config)
+    notes = []
+    if config.precision not in ("float32", *compute):
+        notes.append(f"ONNX Runtime has no {config.precision} arithmetic on this CPU: weights are stored in it")
+    sidecar = Sidecar(
+        backend=NAME,
+        backend_version=ort.__version__,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        profile=dict(config.profile),
+        precision=Precision(config.precision, graph.weight_bytes(), compute, tuple(notes)),
+        targets=("cpu",),
+        platform=this_platform(),
+    )
+    return Engine(graph.serialized, sidecar)
+
+
+def load(engine: Engine) -> Session:
+    """Open an engine; any version that knows the graph's operators may run it.
+
+    Raises:
+        InputError: the plan is no model that this ONNX Runtime reads.
+    """
+    import onnxruntime as ort
+
+    try:
+        session = _session(engine.plan, ort.SessionOptions())
+    except Exception as err:
+        raise InputError(f"ONNX Runtime {ort.__version__} cannot load the engine: {one_line(err)}") from err
+    names = [spec.name for spec in engine.sidecar.outputs]
+
+    def infer(feeds: dict[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as err:
+            raise InferenceError(f"ONNX Runtime failed: {one_line(err)}") from err
+
+    return Session(engine.sidecar.inputs, engine.sidecar.outputs, engine.sidecar.profile, infer)
+
+
+def _session(plan: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    options.log_severity_level = 4
+    return ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+
+
+def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
+    """Run once under ONNX Runtime's profiler and count kernels by the float dtype they compute in.
+
+    The optimised graph carries no types, and kernels are chosen after it: only a run tells.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "run")
+        try:
+            session = _session(graph.serialized, options)
+            session.run(None, {s.name: np.ones(config.profile[s.name].min, numpy_dtype(s.dtype)) for s in graph.inputs})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except Exception as err:
+            if type(err).__name__ == "NotImplemented":
+                raise UnsupportedError(f"ONNX Runtime has no CPU kernel: {one_line(err)}") from err
+            raise BuildError(f"ONNX Runtime cannot build the graph: {one_line(err)}") from err
+    kernels = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
+    seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] != "Cast")
+    return {dtype: count for dtype, count in seen.most_common() if "float" in dtype}
+
+
+def _compute_dtype(kernel: dict[str, list[dict[str, list[int]]]]) -> str:
+    types = [name for port in kernel["input_type_shape"] + kernel["output_type_shape"] for name in port]
+    return next((_TYPE_NAMES.get(name, name) for name in types if name.startswith(("float", "bfloat", "double"))), "")

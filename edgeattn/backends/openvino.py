@@ -1,0 +1,141 @@
+"""OpenVINO on the CPU: the engine of choice where there is no GPU.
+
+The plan is OpenVINO's own compiled blob (`export_model`), which is why an engine loads in milliseconds and only in
+the release that wrote it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from edgeattn.backends.base import BuildConfig, Session, unknown_operators
+from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
+from edgeattn.errors import BuildError, InferenceError, InputError, one_line
+from edgeattn.graph import Graph
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from edgeattn.tensors import Array
+
+NAME = "openvino"
+DOMAINS = ("", "com.microsoft")
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
+_NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf"}
+
+
+def missing(running: bool = True) -> list[str]:
+    """Why OpenVINO cannot run here."""
+    if importlib.util.find_spec("openvino") is None:
+        return ["the package openvino is not installed: pip install 'edgeattn[cpu]'"]
+    return []
+
+
+def unsupported(graph: Graph) -> list[str]:
+    """Operators that neither OpenVINO nor the model itself defines."""
+    return unknown_operators(graph, DOMAINS)
+
+
+def build(graph: Graph, config: BuildConfig) -> Engine:
+    """Compile for this CPU, in the precision the graph is typed in as far as the CPU has it.
+
+    Raises:
+        BuildError: OpenVINO refuses the graph.
+    """
+    import openvino as ov
+
+    config.progress("compiling", None)
+    core = ov.Core()
+    hint, notes = _inference_precision(core, graph, config.precision)
+    try:
+        model = core.read_model(io.BytesIO(graph.serialized))
+        model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in config.profile.items()})
+        compiled = core.compile_model(model, "CPU", _properties(hint))
+        plan = compiled.export_model().getvalue()
+    except Exception as err:
+        raise BuildError(f"OpenVINO cannot build the graph: {one_line(err)}") from err
+    sidecar = Sidecar(
+        backend=NAME,
+        backend_version=ov.get_version(),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        profile=dict(config.profile),
+        precision=Precision(config.precision, graph.weight_bytes(), _layer_precisions(compiled), tuple(notes)),
+        targets=("cpu",),
+        platform=this_platform(),
+        config={"inference_precision": hint},
+    )
+    return Engine(plan, sidecar)
+
+
+def load(engine: Engine) -> Session:
+    """Open an engine in the release that built it.
+
+    Raises:
+        EngineMismatchError: it was built by another release or for another platform.
+        InputError: OpenVINO does not read the plan.
+    """
+    import openvino as ov
+
+    sidecar = engine.sidecar
+    require_match(sidecar, "OpenVINO", [sidecar.backend_version], ov.get_version())
+    require_match(sidecar, "the platform", [sidecar.platform], this_platform())
+    core = ov.Core()
+    try:
+        properties = _properties(sidecar.config["inference_precision"])
+        request = core.import_model(io.BytesIO(engine.plan), "CPU", properties).create_infer_request()
+    except Exception as err:
+        raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
+    names = [spec.name for spec in sidecar.outputs]
+
+    def infer(feeds: dict[str, Array]) -> dict[str, Array]:
+        try:
+            outputs = request.infer(feeds, share_inputs=True)
+            return {name: outputs[index] for index, name in enumerate(names)}
+        except Exception as err:
+            raise InferenceError(f"OpenVINO failed: {one_line(err)}") from err
+
+    device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+    return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, infer, device=device)
+
+
+def _inference_precision(core: ov.Core, graph: Graph, precision: str) -> tuple[str, list[str]]:
+    """The precision OpenVINO is told to compute in.
+
+    It is always told: left alone, it lowers a float32 graph to bfloat16 on CPUs that have it.
+    """
+    if precision not in _CAPABILITIES:
+        return _HINTS["float32"], []
+    if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return _HINTS["float32"], [
+            f"this CPU has no {precision} arithmetic: weights are stored in it, layers compute in float32"
+        ]
+    return _HINTS[precision], []
+
+
+def _properties(hint: str) -> dict[str, str]:
+    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+
+
+def _partial_shape(low: tuple[int, ...], high: tuple[int, ...]) -> ov.PartialShape:
+    import openvino as ov
+
+    return ov.PartialShape([ov.Dimension(*bounds) for bounds in zip(low, high, strict=True)])
+
+
+def _layer_precisions(compiled: ov.CompiledModel) -> dict[str, int]:
+    """Count the layers that compute, by the precision they run in."""
+
+    def info(op: Any, key: str) -> str:
+        return str(op.get_rt_info()[key].astype(str))
+
+    seen: Counter[str] = Counter()
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        if info(op, "layerType") not in _NOT_COMPUTE:
+            seen[info(op, "runtimePrecision")] += 1
+    names = {hint: name for name, hint in _HINTS.items()}
+    return {names[key]: count for key, count in seen.most_common() if key in names}

@@ -1,0 +1,226 @@
+"""Graph -> Engine, whole: choose a backend, type the graph, build, load what was written, compare, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeattn import __version__, files
+from edgeattn.backends import backend_named, choose_backend
+from edgeattn.backends.base import BuildConfig
+from edgeattn.engine import Engine, Sidecar, write_engine
+from edgeattn.errors import GateError, UnsupportedError
+from edgeattn.graph import Graph, load_graph, with_profile
+from edgeattn.parity import ParityReport, check_parity, reference_from_graph
+from edgeattn.precision.fp16 import lower
+from edgeattn.reports.text import table
+from edgeattn.tensors import format_shape, format_size, resolve_profile
+
+LOW_PRECISIONS = ("float16", "bfloat16")
+SHORT_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_PRIVATE = ("progress", "profile", "min_shapes", "opt_shapes", "max_shapes")
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do, before it does it: `edgeattn build --dry-run`."""
+
+    source: Graph
+    typed: Graph
+    backend: str
+    why: str
+    config: BuildConfig
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [
+            ("model", f"{self.source.path or 'in memory'} (opset {self.source.opset})"),
+            ("backend", f"{self.backend} ({self.why})"),
+            ("precision", self.config.precision),
+            *(("input", f"{name}: {spread}") for name, spread in self.config.profile.items()),
+            *(("output", str(spec)) for spec in self.typed.outputs),
+            ("targets", ", ".join(self.config.targets) or "this machine"),
+            *(("note", note) for note in self.notes),
+        ]
+        return table(rows)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did: where the engine is, what is in it, and what the check of it said."""
+
+    path: Path
+    plan: BuildPlan
+    sidecar: Sidecar
+    parity: ParityReport | None
+    unchecked: str  # why it was not checked, empty where it was
+    seconds: Mapping[str, float]
+
+    @property
+    def overhead_s(self) -> float:
+        """What the build cost beyond the backend's compilation and the check, in seconds."""
+        return sum(spent for phase, spent in self.seconds.items() if phase not in ("compile", "check"))
+
+    def __str__(self) -> str:
+        precision = self.sidecar.precision
+        asked = f"{precision.asked}; weights {_shares(precision.weights, format_size)}"
+        rows = [
+            ("engine", f"{self.path} ({format_size(self.sidecar.plan_bytes)})"),
+            ("backend", f"{self.sidecar.backend} {self.sidecar.backend_version} ({self.plan.why})"),
+            *(("input", f"{spec} [{self.sidecar.profile[spec.name]}]") for spec in self.sidecar.inputs),
+            *(("output", f"{spec.name}: {spec.dtype} {format_shape(spec.shape)}") for spec in self.sidecar.outputs),
+            ("precision", f"asked {asked}; layers {_shares(precision.compute, str)}"),
+            *(("note", note) for note in (*self.plan.notes, *precision.notes)),
+            ("check", _verdict(self.parity) if self.parity else f"not run: {self.unchecked}"),
+        ]
+        return table(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the sidecar as written, the notes, seconds by phase."""
+        return {
+            "engine": str(self.path),
+            "why": self.plan.why,
+            "notes": list(self.plan.notes),
+            "sidecar": dataclasses.asdict(self.sidecar),
+            "checked": self.parity is not None,
+            "unchecked": self.unchecked,
+            "seconds": dict(self.seconds),
+            "overhead_s": self.overhead_s,
+        }
+
+
+def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, backend: str = "auto") -> BuildPlan:
+    """Read, choose and type: everything up to the backend's own work, without writing anything.
+
+    Raises:
+        InputError: the file is refused.
+        UsageError: shapes that the graph does not admit.
+        UnsupportedError: no backend fits, or the chosen one lacks an operator; lists all of them.
+    """
+    config = config or BuildConfig()
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "read"):
+        graph = source if isinstance(source, Graph) else load_graph(source)
+    with _timed(seconds, "choose"):
+        name, why = choose_backend(backend)
+        profile = config.profile or resolve_profile(
+            graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes
+        )
+    with _timed(seconds, "type"):
+        typed, notes = with_profile(graph, profile), ()
+        if config.precision in LOW_PRECISIONS:
+            lowered = lower(typed, config.precision, config.keep_io_types)
+            typed, notes = lowered.graph, lowered.notes
+        config = dataclasses.replace(config, precision=config.precision or _own_precision(graph), profile=profile)
+        reasons = backend_named(name).unsupported(typed)
+        if reasons:
+            raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)
+    return BuildPlan(graph, typed, name, why, config, notes, seconds)
+
+
+def build_engine(
+    source: Graph | str | Path,
+    output: str | Path,
+    config: BuildConfig | None = None,
+    backend: str = "auto",
+    check: bool = True,
+) -> BuildReport:
+    """Build an engine and publish it only once it says what the graph says.
+
+    The plan is written beside `output`, read back, loaded, and compared with the graph at every corner of the profile
+    on seeded random inputs; then it replaces what was at `output`. Where this machine cannot run it (TensorRT-RTX
+    without a GPU) the report says so.
+
+    Raises:
+        GateError: it computes something else; the old engine stays.
+        EdgeAttnError: see `plan_build`, and the backend's own BuildError.
+    """
+    output = Path(output)
+    plan = plan_build(source, config, backend)
+    module = backend_named(plan.backend)
+    seconds = dict(plan.seconds)
+    found: list[ParityReport] = []
+    unchecked = "; ".join(module.missing()) if check else "switched off"
+
+    def verify(engine: Engine) -> Mapping[str, Any] | None:
+        if unchecked:
+            return None
+        with _timed(seconds, "check"):
+            report = _compare(plan, engine)
+        found.append(report)
+        if not report.passed:
+            raise GateError(f"the engine does not say what the graph says: {'; '.join(report.reasons)}; see --no-check")
+        return {"against": "graph", "outputs": report.to_json()["outputs"]}
+
+    with files.locked(output):
+        with _timed(seconds, "compile"):
+            engine = module.build(plan.typed, plan.config)
+        with _timed(seconds, "write"):
+            sidecar = write_engine(_described(engine, plan, output), output, verify)
+        seconds["write"] -= seconds.get("check", 0.0)
+    return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def _compare(plan: BuildPlan, engine: Engine) -> ParityReport:
+    plan.config.progress("checking", None)
+    with backend_named(plan.backend).load(engine) as session:
+        return check_parity(session, reference_from_graph(plan.source), None, plan.config.precision, seed=0)
+
+
+def _described(engine: Engine, plan: BuildPlan, output: Path) -> Engine:
+    """Add to a backend's sidecar what only the whole build knows."""
+    source = plan.source
+    settings = {
+        item.name: getattr(plan.config, item.name)
+        for item in dataclasses.fields(plan.config)
+        if item.name not in _PRIVATE
+    }
+    sidecar = dataclasses.replace(
+        engine.sidecar,
+        graph={"path": str(source.path or ""), "name": source.model.graph.name or "", "sha256": source.sha256},
+        config={**settings, **engine.sidecar.config},
+        rebuild=_rebuild_command(plan, output),
+        edgeattn_version=__version__,
+    )
+    return dataclasses.replace(engine, sidecar=sidecar)
+
+
+def _rebuild_command(plan: BuildPlan, output: Path) -> str:
+    config, source = plan.config, plan.source
+    words = ["edgeattn", "build", str(source.path or "MODEL.onnx"), "-o", str(output), "--backend", plan.backend]
+    if config.precision in LOW_PRECISIONS:
+        words.append(f"--{SHORT_NAMES[config.precision]}")
+    for flag, bound in (("--min-shapes", "min"), ("--opt-shapes", "opt"), ("--max-shapes", "max")):
+        words += [flag, ",".join(f"{name}:{format_shape(getattr(r, bound))}" for name, r in config.profile.items())]
+    if config.targets:
+        words += ["--target", ",".join(config.targets)]
+    return shlex.join(words)
+
+
+def _own_precision(graph: Graph) -> str:
+    """The floating dtype that holds most of a graph's weights."""
+    return next((dtype for dtype in graph.weight_bytes() if "float" in dtype), "float32")
+
+
+def _verdict(report: ParityReport) -> str:
+    return f"passed against the graph at {len(report.shapes)} shapes"
+
+
+def _shares(counts: Mapping[str, int], show: Any) -> str:
+    return ", ".join(f"{dtype} {show(count)}" for dtype, count in counts.items()) or "none"
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,110 @@
+"""Build an engine from an ONNX model, check it against the model, and write it with its sidecar."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgeattn.cli.options import converted, json_option
+from edgeattn.cli.output import emit, verdict
+from edgeattn.cli.progress import shown
+from edgeattn.errors import UsageError
+from edgeattn.tensors import dtype_named, parse_shapes, parse_size
+
+HELP = "build an engine from an ONNX model and verify it"
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; the camelCase ones are trtexec's names, for people who have them in their fingers."""
+    parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the engine (default: MODEL.engine)")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what builds and runs it (default: auto)")
+    parser.add_argument("--no-check", action="store_true", help="publish without comparing the engine with the graph")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    json_option(parser)
+    _precision_options(parser.add_argument_group("precision (default: as the model is)"))
+    _shape_options(parser.add_argument_group("shapes, as x:1x3x224x224,y:1x10"))
+    _tensorrt_options(parser.add_argument_group("TensorRT"))
+    _alias(parser, "--saveEngine", dest="output", type=Path)
+
+
+def _precision_options(group: argparse._ArgumentGroup) -> None:
+    kinds = group.add_mutually_exclusive_group()
+    kinds.add_argument("--precision", metavar="P", help="fp32, fp16 or bf16")
+    for name in ("fp32", "fp16", "bf16"):
+        kinds.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"--precision {name}")
+    group.add_argument(
+        "--no-keep-io-types", action="store_true", help="inputs and outputs take the low precision as well"
+    )
+
+
+def _shape_options(group: argparse._ArgumentGroup) -> None:
+    for bound in ("min", "opt", "max"):
+        group.add_argument(f"--{bound}-shapes", type=converted(parse_shapes), metavar="SHAPES", default={})
+        _alias(group, f"--{bound}Shapes", dest=f"{bound}_shapes", type=converted(parse_shapes))
+    group.add_argument("--shapes", type=converted(parse_shapes), metavar="SHAPES", help="one shape: min = opt = max")
+
+
+def _tensorrt_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target", default="", metavar="SM,...", help="compute capabilities, such as sm_86,sm_89")
+    group.add_argument("--workspace", type=converted(parse_size), metavar="SIZE", help="such as 2GiB")
+    group.add_argument("--timing-cache", metavar="FILE", help="read and written")
+    group.add_argument("--opt-level", type=int, choices=range(6), metavar="0-5", help="builder optimisation level")
+    group.add_argument("--version-compatible", action="store_true", help="the plan loads in later minor versions")
+    group.add_argument("--hardware-compatibility", default="none", choices=HARDWARE, help="the plan runs on other GPUs")
+    group.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 layers")
+    _alias(group, "--memPoolSize", dest="workspace", type=converted(_mem_pool_size))
+    _alias(group, "--timingCacheFile", dest="timing_cache")
+    _alias(group, "--builderOptimizationLevel", dest="opt_level", type=int, choices=range(6))
+    _alias(group, "--versionCompatible", dest="version_compatible", action="store_true")
+
+
+def _alias(group: argparse._ActionsContainer, flag: str, **kwargs: object) -> None:
+    group.add_argument(flag, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)  # type: ignore[arg-type]
+
+
+def _mem_pool_size(text: str) -> int:
+    pool, _, size = text.partition(":")
+    if pool != "workspace" or not size:
+        raise UsageError(f"only the workspace pool can be set: expected workspace:1024, got {text!r}")
+    return parse_size(size if not size[-1].isdecimal() else size + "MiB")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, or with --dry-run only plan."""
+    from edgeattn.backends.base import BuildConfig
+    from edgeattn.build import build_engine, plan_build
+
+    with shown(args.quiet) as progress:
+        config = BuildConfig(
+            precision=dtype_named(args.precision).name if args.precision else "",
+            min_shapes=args.min_shapes,
+            opt_shapes=args.shapes or args.opt_shapes,
+            max_shapes=args.max_shapes,
+            keep_io_types=not args.no_keep_io_types,
+            targets=tuple(name.strip() for name in args.target.split(",") if name.strip()),
+            workspace=args.workspace,
+            timing_cache=args.timing_cache,
+            opt_level=args.opt_level,
+            version_compatible=args.version_compatible,
+            hardware_compatibility=args.hardware_compatibility,
+            tf32=args.tf32,
+            progress=progress,
+        )
+        if args.dry_run:
+            print(plan_build(args.model, config, args.backend))
+            return 0
+        output = args.output or args.model.with_suffix(".engine")
+        report = build_engine(args.model, output, config, args.backend, check=not args.no_check)
+    emit(report, args.json)
+    if args.verbose:
+        spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
+        print(f"edgeattn: {spent}; overhead {report.overhead_s:.2f} s", file=sys.stderr)
+    if report.parity:
+        verdict(True, f"{output} says what {args.model} says", args.json)
+    else:
+        print(f"edgeattn: BUILT: {output}, not checked: {report.unchecked}", file=sys.stderr)
+    return 0

@@ -1,0 +1,85 @@
+"""Check an engine against the PyTorch model or the graph it came from, and write the evidence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgeattn.cli.options import converted, data_options, json_option, model_options
+from edgeattn.cli.output import emit, verdict
+from edgeattn.errors import UsageError
+
+HELP = "check an engine against its original"
+GATE_FAILED = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("engine", type=Path, help="the engine")
+    parser.add_argument(
+        "--against", required=True, metavar="ORIGINAL", help="FILE.py:FACTORY, pkg.mod:FACTORY or an ONNX file"
+    )
+    model_options(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data", type=Path, metavar="DIR", help="real samples; class folders or labels.csv give labels"
+    )
+    source.add_argument("--random", action="store_true", help="seeded random inputs instead of real samples")
+    data_options(parser)
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N samples only")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
+    parser.add_argument(
+        "--max-drop", type=converted(parse_drops), default={}, metavar="METRIC=P%", help="such as top1=0.5%%"
+    )
+    parser.add_argument("--no-latency", action="store_true", help="do not time the two")
+    parser.add_argument("--trust", action="store_true", help="check a plan that its sidecar does not describe")
+    json_option(parser)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
+
+
+def parse_drops(text: str) -> dict[str, float]:
+    """Read `top1=0.5%,miou=0.01` as fractions by metric.
+
+    Raises:
+        UsageError: not of that form, or not within 0 and 1.
+    """
+    drops = {}
+    for part in text.split(","):
+        metric, _, value = part.partition("=")
+        try:
+            drop = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            drop = -1.0
+        if not metric or not 0 <= drop <= 1:
+            raise UsageError(f"not an allowed drop: {part!r}; expected for example top1=0.5%")
+        drops[metric.strip()] = drop
+    return drops
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the engine and its original, compare them on every sample, print and write the report."""
+    from edgeattn import files
+    from edgeattn.parity import compare_files
+
+    report = compare_files(
+        args.engine,
+        args.against,
+        weights=args.weights,
+        data=args.data,
+        recipe=args.recipe,
+        limit=args.limit,
+        seed=args.seed,
+        max_drop=args.max_drop,
+        latency=not args.no_latency,
+        trust=args.trust,
+    )
+    for path, text in ((args.html, report.to_html), (args.junit, report.to_junit)):
+        if path is not None:
+            files.write_atomic(path, text().encode())
+    emit(report, args.json)
+    if args.html:
+        print(f"report: {args.html}", file=sys.stderr if args.json == "-" else sys.stdout)
+    verdict(report.passed, "; ".join(report.reasons) or f"{args.engine} says what {args.against} says", args.json)
+    return 0 if report.passed else GATE_FAILED

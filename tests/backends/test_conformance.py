@@ -1,0 +1,134 @@
+"""What every backend owes: run over `BACKENDS`, skipping with the backend's own words where it cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from edgeattn.backends import BACKENDS, backend_named, choose_backend, open_session
+from edgeattn.backends.base import Backend, BuildConfig, Session
+from edgeattn.data import random_feeds
+from edgeattn.engine import write_engine
+from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
+from edgeattn.graph import Graph
+from edgeattn.tensors import resolve_profile
+from edgeattn.tolerance import tolerance_for
+from tests.graphs import FLOAT, GraphCase, gathered_gate, graph_of, self_attention
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    module = backend_named(request.param)
+    if reasons := module.missing():
+        pytest.skip("; ".join(reasons))
+    return module
+
+
+def load(backend: Backend, graph: Graph, **settings: object) -> Session:
+    config = BuildConfig(precision="float32", profile=resolve_profile(graph.inputs), **settings)  # type: ignore[arg-type]
+    return backend.load(backend.build(graph, config))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("case", [self_attention(), gathered_gate()], ids=["attention", "gate"])
+def test_an_engine_computes_its_graph_at_every_batch(backend: Backend, case: GraphCase, batch: int) -> None:
+    shapes = {spec.name: (batch, *spec.shape[1:]) for spec in case.graph.inputs}  # type: ignore[index]
+    feeds = random_feeds(case.graph.inputs, shapes, seed=batch)  # type: ignore[arg-type]
+    with load(backend, case.graph) as session:
+        found = session.run(feeds)
+    expected = case.compute(feeds)
+    assert list(found) == [spec.name for spec in session.outputs]
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        assert array.shape == expected[name].shape
+        off = np.abs(array - expected[name]).max() / np.abs(expected[name]).max()
+        assert off <= tolerance_for("float32").floor
+
+
+def test_feeds_are_refused_with_name_expected_and_got(backend: Backend) -> None:
+    good = {"x": np.zeros((2, 6), np.float32), "ids": np.zeros(2, np.int64)}
+    with load(backend, gathered_gate().graph) as session:
+        for feeds, said in [
+            ({"x": good["x"]}, "missing input 'ids'; got x"),
+            ({**good, "z": good["x"]}, "unknown input 'z'; expected x, ids"),
+            ({**good, "x": np.zeros((2, 6))}, "input 'x': expected float32, got float64"),
+            ({**good, "x": np.zeros((9, 6), np.float32)}, r"input 'x': expected shape 1x6 .. 1x6 .. 8x6, got 9x6"),
+        ]:
+            with pytest.raises(InputError, match=said):
+                session.run(feeds)
+        assert set(session.run(good)) == {"y", "m"}
+
+
+def test_results_stay_when_the_engine_runs_again(backend: Backend) -> None:
+    case = self_attention()
+    first, second = (random_feeds(case.graph.inputs, {"x": (2, 7, 8)}, seed) for seed in (0, 1))
+    with load(backend, case.graph) as session:
+        kept = session.run(first)["y"]
+        copy = kept.copy()
+        session.run(second)
+    np.testing.assert_array_equal(kept, copy)
+
+
+def test_an_input_that_is_not_contiguous_runs(backend: Backend) -> None:
+    case = self_attention()
+    x = np.random.default_rng(0).standard_normal((3, 8, 7)).astype(np.float32).transpose(0, 2, 1)
+    with load(backend, case.graph) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], case.compute({"x": x})["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_sidecar_says_what_was_built(backend: Backend) -> None:
+    case = self_attention()
+    engine = backend.build(case.graph, BuildConfig(precision="float32", profile=resolve_profile(case.graph.inputs)))
+    assert engine.sidecar.inputs == case.graph.inputs
+    assert engine.sidecar.outputs == case.graph.outputs
+    assert engine.sidecar.precision.asked == "float32"
+    assert set(engine.sidecar.precision.compute) == {"float32"}
+    assert engine.sidecar.precision.notes == ()
+
+
+def test_a_graph_that_lies_about_its_shapes_is_a_build_error(backend: Backend) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = graph_of([node], [("x", FLOAT, [2, 3])], [("y", FLOAT, [2, 5])], {"w": np.zeros((4, 5), np.float32)})
+    with pytest.raises(BuildError):
+        load(backend, graph)
+
+
+def test_a_plan_of_garbage_is_refused(backend: Backend) -> None:
+    case = self_attention()
+    engine = backend.build(case.graph, BuildConfig(precision="float32", profile=resolve_profile(case.graph.inputs)))
+    with pytest.raises(EdgeAttnError):
+        backend.load(dataclasses.replace(engine, plan=b"garbage" * 100))
+
+
+def test_an_openvino_engine_of_another_release_says_how_to_rebuild(tmp_path: Path) -> None:
+    backend = backend_named("openvino")
+    if backend.missing():
+        pytest.skip("; ".join(backend.missing()))
+    case = self_attention()
+    engine = backend.build(case.graph, BuildConfig(precision="float32", profile=resolve_profile(case.graph.inputs)))
+    foreign = dataclasses.replace(engine.sidecar, backend_version="2019.1", rebuild="edgeattn build m.onnx")
+    write_engine(dataclasses.replace(engine, sidecar=foreign), tmp_path / "m.engine")
+    with pytest.raises(EngineMismatchError, match=r"built for OpenVINO 2019\.1, this is .*: edgeattn build m\.onnx"):
+        open_session(tmp_path / "m.engine")
+
+
+def test_auto_takes_the_first_backend_that_can_run_and_says_why_not_the_others() -> None:
+    name, why = choose_backend()
+    earlier = list(BACKENDS)[: list(BACKENDS).index(name)]
+    assert not backend_named(name).missing()
+    assert all(backend_named(other).missing() and f"not {other}: " in why for other in earlier)
+
+
+def test_an_unknown_backend_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="unknown backend 'tpu'"):
+        choose_backend("tpu")
+
+
+def test_a_backend_asked_for_by_name_that_is_missing_lists_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_named("openvino"), "missing", lambda running=True: ["no wheel", "no luck"])
+    with pytest.raises(UnsupportedError, match="no wheel; no luck"):
+        choose_backend("openvino")

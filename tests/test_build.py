@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeattn import files
+from edgeattn.backends import backend_named, open_session
+from edgeattn.backends.base import BuildConfig
+from edgeattn.build import build_engine, plan_build
+from edgeattn.data import random_feeds
+from edgeattn.engine import read_sidecar, sidecar_path
+from edgeattn.errors import EdgeAttnError, GateError, InputError, UnsupportedError, UsageError
+from edgeattn.graph import save_graph
+from tests.graphs import graph_of, self_attention
+
+CPU_BACKENDS = ("openvino", "onnxruntime")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    save_graph(self_attention().graph, path)
+    return path
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("precision", ["", "float32", "float16"])
+def test_a_built_engine_is_checked_at_every_corner_and_runs(model: Path, backend: str, precision: str) -> None:
+    output = model.with_suffix(".engine")
+    report = build_engine(model, output, BuildConfig(precision=precision), backend)
+    assert report.parity is not None
+    assert report.parity.passed
+    sidecar = read_sidecar(output)
+    assert sidecar.verified is not None
+    assert sidecar.precision.asked == (precision or "float32")
+    assert sidecar.graph["sha256"] == files.sha256_file(model)
+    assert sidecar.rebuild.startswith(f"edgeattn build {model} -o {output} --backend {backend}")
+    feeds = random_feeds(sidecar.inputs, {"x": (3, 7, 8)}, seed=1)
+    with open_session(output) as session:
+        np.testing.assert_allclose(session.run(feeds)["y"], self_attention().compute(feeds)["y"], atol=0.05)
+
+
+def test_a_dry_run_writes_nothing(model: Path) -> None:
+    before = sorted(model.parent.iterdir())
+    plan = plan_build(model, BuildConfig(precision="float16"), "onnxruntime")
+    assert "float16" in str(plan)
+    assert "1x7x8 .. 1x7x8 .. 8x7x8" in str(plan)
+    assert sorted(model.parent.iterdir()) == before
+
+
+def test_asked_for_float16_and_not_computing_in_it_is_said(model: Path) -> None:
+    report = build_engine(model, model.with_suffix(".engine"), BuildConfig(precision="float16"), "onnxruntime")
+    assert report.sidecar.precision.weights["float16"] > 0
+    assert set(report.sidecar.precision.compute) == {"float32"}
+    assert any("float16" in note for note in report.sidecar.precision.notes)
+
+
+def test_an_engine_that_says_something_else_replaces_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = model.with_suffix(".engine")
+    build_engine(model, output, backend="onnxruntime")
+    before = output.read_bytes(), sidecar_path(output).read_bytes()
+    honest = backend_named("onnxruntime").build
+    sabotaged = self_attention(seed=1).graph
+    monkeypatch.setattr(backend_named("onnxruntime"), "build", lambda graph, config: honest(sabotaged, config))
+    with pytest.raises(GateError, match="does not say what the graph says"):
+        build_engine(model, output, backend="onnxruntime")
+    assert (output.read_bytes(), sidecar_path(output).read_bytes()) == before
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.engine", "model.engine.json", "model.onnx"]
+
+
+def test_operators_nobody_knows_are_listed_all_at_once(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Mystery", ["x"], ["a"], name="first", domain="my.ops"),
+        helper.make_node("Enigma", ["a"], ["y"], name="second", domain="my.ops"),
+    ]
+    graph = graph_of(nodes, [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT, [1])])
+    graph.model.opset_imports["my.ops"] = 1
+    for backend in CPU_BACKENDS:
+        with pytest.raises(UnsupportedError) as caught:
+            build_engine(graph, tmp_path / "x.engine", backend=backend)
+        assert len(caught.value.reasons) == 2
+        assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_second_build_of_the_same_output_is_refused(model: Path) -> None:
+    output = model.with_suffix(".engine")
+    with files.locked(output), pytest.raises(EdgeAttnError, match="being written by another process"):
+        build_engine(model, output, backend="onnxruntime")
+
+
+def test_shapes_follow_trtexec(model: Path) -> None:
+    only_opt = plan_build(model, BuildConfig(opt_shapes={"": (4, 7, 8)}), "onnxruntime").config.profile["x"]
+    assert only_opt.is_static
+    spread = BuildConfig(min_shapes={"x": (1, 7, 8)}, opt_shapes={"x": (2, 7, 8)}, max_shapes={"x": (4, 7, 8)})
+    assert str(plan_build(model, spread, "onnxruntime").config.profile["x"]) == "1x7x8 .. 2x7x8 .. 4x7x8"
+    with pytest.raises(UsageError, match="does not admit"):
+        plan_build(model, BuildConfig(opt_shapes={"x": (4, 9, 8)}), "onnxruntime")
+    with pytest.raises(UsageError, match="no input 'z'"):
+        plan_build(model, BuildConfig(opt_shapes={"z": (4, 7, 8)}), "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_an_engine_keeps_to_its_profile(model: Path, backend: str) -> None:
+    output = model.with_suffix(".engine")
+    build_engine(model, output, BuildConfig(opt_shapes={"": (2, 7, 8)}), backend)
+    with open_session(output) as session, pytest.raises(InputError, match=r"expected shape 2x7x8, got 3x7x8"):
+        session.run({"x": np.zeros((3, 7, 8), np.float32)})
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_engine(model: Path) -> None:
+    output = model.with_suffix(".engine")
+    build_engine(model, output, BuildConfig(precision="float32"), "onnxruntime")
+    worker = (
+        "import sys; from edgeattn.build import build_engine; from edgeattn.backends.base import BuildConfig\n"
+        "print(flush=True)\n"
+        "for n in range(1000):\n"
+        "    build_engine(sys.argv[1], sys.argv[2], BuildConfig(precision=('float16', 'float32')[n % 2]), 'onnxruntime')\n"
+    )
+    for delay in np.random.default_rng(0).uniform(0.05, 0.6, 4):
+        child = subprocess.Popen([sys.executable, "-c", worker, model, output], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        with child, child.stdout:
+            child.stdout.readline()
+            time.sleep(delay)
+            child.kill()
+        with open_session(output) as session:
+            session.run({"x": np.zeros((1, 7, 8), np.float32)})
+    build_engine(model, output, BuildConfig(precision="float32"), "onnxruntime")
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.engine", "model.engine.json", "model.onnx"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeattn.cli import main
+from edgeattn.graph import save_graph
+from tests.graphs import self_attention
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_graph(self_attention().graph, tmp_path / "model.onnx")
+    return Path("model.onnx")
+
+
+@pytest.fixture
+def engine(model: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["build", str(model), "--backend", "onnxruntime", "-q"]) == 0
+    capsys.readouterr()
+    return Path("model.engine")
+
+
+def test_build_ends_with_a_verdict_and_writes_two_files(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(model), "--fp16", "--backend", "onnxruntime", "-v"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "edgeattn: PASSED: model.engine says what model.onnx says"
+    assert "overhead" in err
+    assert {path.name for path in Path().iterdir()} == {"model.onnx", "model.engine", "model.engine.json"}
+
+
+def test_json_stands_alone_on_stdout_wherever_the_flag_is(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--json", str(model), "--backend", "onnxruntime"]) == 0
+    assert json.loads(capsys.readouterr().out)["sidecar"]["backend"] == "onnxruntime"
+    assert main(["inspect", "--json", "model.engine"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "engine"
+    assert main(["inspect", str(model), "--json", "graph.json"]) == 0
+    assert json.loads(Path("graph.json").read_text())["operators"]["MatMul"] == 5
+
+
+def test_trtexec_names_are_understood(model: Path) -> None:
+    words = "--saveEngine=a.engine --minShapes=x:1x7x8 --optShapes=x:2x7x8 --maxShapes=x:4x7x8 --memPoolSize=workspace:64"
+    assert main(["build", str(model), "--backend", "onnxruntime", "-q", *words.split()]) == 0
+    sidecar = json.loads(Path("a.engine.json").read_text())
+    assert sidecar["profile"]["x"] == {"min": [1, 7, 8], "opt": [2, 7, 8], "max": [4, 7, 8]}
+    assert sidecar["config"]["workspace"] == 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["build", "absent.onnx"], 5, "absent.onnx"),
+        (["build", "model.onnx", "--backend", "onnxruntime", "--shapes", "x:1x9x9"], 2, "does not admit"),
+        (["inspect", "text.onnx"], 5, "text.onnx"),
+        (["run", "model.onnx", "--input", "x.npz"], 5, "no sidecar"),
+        (["parity", "absent.engine", "--against", "model.onnx", "--random"], 5, "absent.engine"),
+        (["export", "absent.py:net", "-o", "x.onnx", "--input", "1x3"], 5, "absent.py"),
+    ],
+)
+def test_bad_input_gets_one_line_and_its_exit_code(
+    model: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.onnx").write_text("this is no model")
+    before = sorted(Path().iterdir())
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("edgeattn: error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in err
+    assert not out
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [["build"], ["nonsense"], ["build", "m.onnx", "--workspace", "2"], ["build", "m", "--fp"]])
+def test_wrong_usage_is_exit_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+
+
+def test_settings_come_from_command_line_then_environment_then_file(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def built_with(*words: str) -> dict[str, object]:
+        assert main(["build", str(model), "-q", "--json", *words]) == 0
+        sidecar = json.loads(capsys.readouterr().out)["sidecar"]
+        return {"backend": sidecar["backend"], "precision": sidecar["precision"]["asked"]}
+
+    Path("edgeattn.toml").write_text('[build]\nbackend = "onnxruntime"\nprecision = "fp16"\nno-check = true\n')
+    assert built_with() == {"backend": "onnxruntime", "precision": "float16"}
+    monkeypatch.setenv("EDGEATTN_BUILD_PRECISION", "fp32")
+    assert built_with() == {"backend": "onnxruntime", "precision": "float32"}
+    assert built_with("--fp16", "--backend", "openvino") == {"backend": "openvino", "precision": "float16"}
+
+
+def test_an_unknown_setting_names_the_nearest(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.toml").write_text('[build]\nworkspce = "2GiB"\n')
+    assert main(["build", str(model), "--config", "own.toml"]) == 2
+    assert "did you mean 'workspace'" in capsys.readouterr().err
+
+
+def test_run_takes_arrays_as_they_are(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 7, 8)).astype(np.float32)
+    np.savez("x.npz", x=x)
+    assert main(["run", str(engine), "--input", "x.npz", "--output", "y.npz"]) == 0
+    with np.load("y.npz") as found:
+        np.testing.assert_allclose(found["y"], self_attention().compute({"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_run_says_name_expected_and_got(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("x.npz", x=np.zeros((9, 7, 8), np.float32))
+    assert main(["run", str(engine), "--input", "x.npz"]) == 5
+    assert "input 'x': expected shape 1x7x8 .. 1x7x8 .. 8x7x8, got 9x7x8" in capsys.readouterr().err
+
+
+def test_parity_against_the_graph_passes_and_writes_every_form(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["parity", str(engine), "--against", "model.onnx", "--random", "--no-latency"]
+    assert main([*words, "--json", "r.json", "--html", "r.html", "--junit", "r.xml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("edgeattn: PASSED")
+    assert json.loads(Path("r.json").read_text())["passed"] is True
+    assert "<html" in Path("r.html").read_text()
+    assert "<testsuite" in Path("r.xml").read_text()
+
+
+def test_parity_against_another_model_exits_3(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_graph(self_attention(seed=5).graph, "other.onnx")
+    assert main(["parity", str(engine), "--against", "other.onnx", "--random", "--no-latency"]) == 3
+    assert "edgeattn: FAILED" in capsys.readouterr().out
+
+
+def test_a_swapped_plan_is_refused_before_it_is_loaded(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    assert main(["run", str(engine), "--input", "x.npz"]) == 5
+    assert "SHA-256 differs" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_130(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeattn.build.build_engine", interrupt)
+    assert main(["build", str(model)]) == 130
