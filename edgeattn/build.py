@@ -114,7 +114,8 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
             graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes
         )
     with _timed(seconds, "type"):
-        typed, notes = with_profile(graph, profile), ()
+        typed = with_profile(graph, profile)
+        notes: tuple[str, ...] = ()
         if config.precision in LOW_PRECISIONS:
             lowered = lower(typed, config.precision, config.keep_io_types)
             typed, notes = lowered.graph, lowered.notes
@@ -149,29 +150,33 @@ def build_engine(
     found: list[ParityReport] = []
     unchecked = "; ".join(module.missing()) if check else "switched off"
 
-    def verify(engine: Engine) -> Mapping[str, Any] | None:
+    def finish(engine: Engine) -> Sidecar:
         if unchecked:
-            return None
-        with _timed(seconds, "check"):
-            report = _compare(plan, engine)
-        found.append(report)
+            return engine.sidecar
+        plan.config.progress("checking", None)
+        with _timed(seconds, "check"), module.load(engine) as session:
+            reference = reference_from_graph(plan.source)
+            report = check_parity(session, reference, None, plan.config.precision, seed=0, latency=False)
+            audit = session.details.get("compute", dict)()
         if not report.passed:
             raise GateError(f"the engine does not say what the graph says: {'; '.join(report.reasons)}; see --no-check")
-        return {"against": "graph", "outputs": report.to_json()["outputs"]}
+        found.append(report)
+        return _verified(engine.sidecar, report, audit)
 
     with files.locked(output):
         with _timed(seconds, "compile"):
             engine = module.build(plan.typed, plan.config)
         with _timed(seconds, "write"):
-            sidecar = write_engine(_described(engine, plan, output), output, verify)
+            sidecar = write_engine(_described(engine, plan, output), output, finish)
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
 
 
-def _compare(plan: BuildPlan, engine: Engine) -> ParityReport:
-    plan.config.progress("checking", None)
-    with backend_named(plan.backend).load(engine) as session:
-        return check_parity(session, reference_from_graph(plan.source), None, plan.config.precision, seed=0)
+def _verified(sidecar: Sidecar, report: ParityReport, audit: Mapping[str, int]) -> Sidecar:
+    """Add what the check found, and the precisions that the loaded engine itself reports, where it does."""
+    precision = dataclasses.replace(sidecar.precision, compute=audit or sidecar.precision.compute)
+    verified = {"against": "graph", "outputs": report.to_json()["outputs"]}
+    return dataclasses.replace(sidecar, precision=precision, verified=verified)
 
 
 def _described(engine: Engine, plan: BuildPlan, output: Path) -> Engine:

@@ -8,7 +8,9 @@ deserialises it: a plan is code, and deserialising one is running it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn import files
-from edgeattn.errors import EngineMismatchError, InputError
+from edgeattn.errors import EngineMismatchError, InputError, one_line
 from edgeattn.tensors import ShapeRange, TensorSpec
 
 SIDECAR_FORMAT = 1
+MAX_SIDECAR_BYTES = 2**24
 TRUST_HINT = "if you know where it comes from, pass --trust"
 
 
@@ -73,12 +76,12 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_engine(
-    engine: Engine, path: Path, verify: Callable[[Engine], Mapping[str, Any] | None] = lambda engine: None
+    engine: Engine, path: Path, finish: Callable[[Engine], Sidecar] = lambda engine: engine.sidecar
 ) -> Sidecar:
     """Write plan and sidecar so that a kill at any moment leaves a pair that fits.
 
-    `verify` gets the engine as read back from the disk, before it replaces what was there; what it returns becomes
-    the sidecar's `verified`, and what it raises keeps the old engine.
+    `finish` gets the engine as read back from the disk, before it replaces what was there: it returns the sidecar to
+    write, completed by what the loaded engine tells, and what it raises keeps the old engine.
 
     Two files cannot be replaced in one step. So the new sidecar goes first and carries the old one as `previous`:
     whichever plan a reader finds, one of the two describes it.
@@ -88,8 +91,10 @@ def write_engine(
     """
     with files.staged(path) as part:
         part.write_bytes(engine.plan)
-        sidecar = dataclasses.replace(engine.sidecar, plan_sha256=files.sha256_file(part), plan_bytes=len(engine.plan))
-        sidecar = dataclasses.replace(sidecar, verified=verify(Engine(part.read_bytes(), sidecar)))
+        plan = files.read_bytes(part)
+        digest = hashlib.sha256(plan).hexdigest()
+        sidecar = dataclasses.replace(engine.sidecar, plan_sha256=digest, plan_bytes=len(plan))
+        sidecar = finish(Engine(plan, sidecar))
         _write_sidecar(sidecar, path, previous=_old_record(path))
     _write_sidecar(sidecar, path, previous=None)
     return sidecar
@@ -103,19 +108,21 @@ def read_engine(path: str | Path, trust: bool = False) -> Engine:
             at least names the backend).
     """
     path = Path(path)
-    sidecar = read_sidecar(path, trust)
-    return Engine(path.read_bytes(), sidecar)
+    plan = files.read_bytes(path)  # once: what is hashed is what is loaded
+    return Engine(plan, _sidecar_of(hashlib.sha256(plan).hexdigest(), path, trust))
 
 
 def read_sidecar(path: str | Path, trust: bool = False) -> Sidecar:
     """Find the record that describes a plan, without loading the plan; see `read_engine` for what it raises."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such engine: {path}")
+    return _sidecar_of(files.sha256_file(path), path, trust)
+
+
+def _sidecar_of(digest: str, path: Path, trust: bool) -> Sidecar:
     records = _read_records(sidecar_path(path))
     if not records:
         raise InputError(f"{path} has no sidecar {sidecar_path(path).name}: build it with edgeattn build")
-    fitting = _describing(records, path)
+    fitting = _describing(records, digest)
     if fitting is None and not trust:
         raise InputError(
             f"{path} is not the plan that its sidecar describes (SHA-256 differs): rebuild it; {TRUST_HINT}"
@@ -136,19 +143,19 @@ def require_match(sidecar: Sidecar, what: str, built: Sequence[str], here: str) 
     """
     if here not in built:
         raise EngineMismatchError(
-            f"the engine was built for {what} {' or '.join(built)}, this is {here}; rebuild it here: {sidecar.rebuild}"
+            f"the engine was built for {what} {' or '.join(built)}, this is {here}; "
+            f"rebuild it here: {one_line(sidecar.rebuild)}"
         )
 
 
-def _describing(records: Sequence[Mapping[str, Any]], path: Path) -> Mapping[str, Any] | None:
-    digest = files.sha256_file(path)
+def _describing(records: Sequence[Mapping[str, Any]], digest: str) -> Mapping[str, Any] | None:
     return next((record for record in records if record.get("plan_sha256") == digest), None)
 
 
 def _old_record(path: Path) -> Mapping[str, Any] | None:
     try:
-        return _describing(_read_records(sidecar_path(path)), path) if path.exists() else None
-    except InputError:  # a damaged sidecar describes nothing, and is about to be replaced
+        return _describing(_read_records(sidecar_path(path)), files.sha256_file(path))
+    except InputError:  # no plan, or a damaged sidecar, which describes nothing and is about to be replaced
         return None
 
 
@@ -161,12 +168,12 @@ def _write_sidecar(sidecar: Sidecar, path: Path, previous: Mapping[str, Any] | N
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return []
-    except (OSError, ValueError, RecursionError) as err:
-        raise InputError(f"cannot read {path}: {err}; build the engine again") from err
+    try:
+        record = json.loads(files.read_bytes(path, MAX_SIDECAR_BYTES))
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"cannot read {path}: {one_line(err)}; build the engine again") from err
     if not isinstance(record, dict) or record.get("format") != SIDECAR_FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise InputError(f"{path} is no sidecar of format {SIDECAR_FORMAT} (found {found}); build the engine again")
@@ -185,12 +192,21 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
         }
         precision = dict(record["precision"])
         values["precision"] = Precision(**{**precision, "notes": tuple(precision["notes"])})
-        values["targets"] = tuple(record["targets"])
+        values["targets"] = _texts(record["targets"])
+        _texts([record[name] for name in ("backend", "backend_version", "platform", "rebuild")])
         return Sidecar(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
-        raise InputError(f"{sidecar_path(path)} is damaged ({type(err).__name__}: {err}); build it again") from err
+        why = f"{type(err).__name__}: {one_line(err)}"
+        raise InputError(f"{sidecar_path(path)} is damaged ({why}); build it again") from err
 
 
 def _spec_from_json(item: Mapping[str, Any]) -> TensorSpec:
     shape = item["shape"]
-    return TensorSpec(item["name"], item["dtype"], None if shape is None else tuple(shape))
+    name, dtype = _texts([item["name"], item["dtype"]])
+    return TensorSpec(name, dtype, None if shape is None else tuple(shape))
+
+
+def _texts(items: object) -> tuple[str, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"expected a list of strings, got {items!r}")
+    return tuple(items)

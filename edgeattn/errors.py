@@ -17,7 +17,7 @@ are wrapped once, where they are called, with ``from``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BuildError",
@@ -30,6 +30,7 @@ __all__ = [
     "MissingDependencyError",
     "UnsupportedError",
     "UsageError",
+    "did_you_mean",
     "one_line",
     "quote",
 ]
@@ -90,6 +91,15 @@ class BuildError(EdgeAttnError):
 
 class InferenceError(EdgeAttnError):
     """A backend failed while it ran an engine."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or else all of them."""
+    import difflib
+
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
 def one_line(err: BaseException | str) -> str:

@@ -4,27 +4,98 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from edgeattn.errors import EdgeAttnError, InputError
+from edgeattn.errors import EdgeAttnError, InputError, one_line
+
+MAX_TOML_BYTES = 2**20
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading: whoever names a pipe or a device by mistake does not wait for its writer.
+
+    Raises:
+        InputError: there is no such file, it is not a regular one, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, ValueError) as err:  # ValueError: a zero byte in the name
+        raise InputError(f"cannot read {path}: {getattr(err, 'strerror', err)}") from err
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"cannot read {path}: it is {what}; expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit_bytes: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        InputError: it cannot be read (see `open_regular`), or has more than `limit_bytes`.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if limit_bytes is not None and size > limit_bytes:
+            raise InputError(
+                f"cannot read {path}: it has {size} bytes, expected at most {limit_bytes}; is it the right file?"
+            )
+        try:
+            return stream.read(size)
+        except OSError as err:
+            raise InputError(f"cannot read {path}: {err.strerror}") from err
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        InputError: it cannot be read (see `open_regular`), or is no TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    data = read_bytes(path, MAX_TOML_BYTES)
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"{path} is not TOML: {one_line(err)}") from err
 
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
+        InputError: it cannot be read (see `open_regular`).
     """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err
+    return sha256_files([path])
+
+
+def sha256_files(paths: Iterable[Path], start: bytes = b"") -> str:
+    """Hex SHA-256 of `start` and the bytes of files, one after the other, in pieces that fit any memory.
+
+    Raises:
+        InputError: one of them cannot be read (see `open_regular`).
+    """
+    digest = hashlib.sha256(start)
+    for path in paths:
+        with open_regular(path) as stream:
+            try:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            except OSError as err:
+                raise InputError(f"cannot read {path}: {err.strerror}") from err
     return digest.hexdigest()
 
 
@@ -33,22 +104,28 @@ def staged(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     Whoever looks at `path` sees the old bytes or the new ones, whenever the writer dies. What a killed writer
-    left behind is swept by the next one.
+    left behind is swept by the next one. A link stays, and what it points to is replaced.
 
     Raises:
-        EdgeAttnError: the folder does not exist or the disk refuses the bytes.
+        EdgeAttnError: the folder does not exist, the disk refuses the bytes, or `path` is no regular file.
     """
-    _sweep(path)
+    path = Path(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise EdgeAttnError(f"cannot write {path}: it is a folder, a pipe or a device; name a file")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        _sweep(path)
         yield part
         _sync(part)
         os.replace(part, path)
-        _sync(path.parent)
     except OSError as err:
         raise EdgeAttnError(f"cannot write {path}: {err.strerror or err}; what was there is untouched") from err
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
+    # Some file systems cannot sync a folder; the file itself is safe by now.
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -66,23 +143,24 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         EdgeAttnError: another process holds it, or the folder cannot be written.
     """
+    path = Path(os.path.realpath(path))
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        stream = lock.open("w")
-    except OSError as err:
-        raise EdgeAttnError(f"cannot write {path}: {err.strerror}") from err
-    with stream:
+    with contextlib.ExitStack() as stack:
         try:
+            stream = stack.enter_context(lock.open("w"))
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EdgeAttnError(f"{path} is being written by another process; wait for it to end") from None
-        # A holder that has just left may have unlinked the file we opened: then the lock is on nothing.
-        if not lock.exists() or os.fstat(stream.fileno()).st_ino != lock.stat().st_ino:
-            raise EdgeAttnError(f"{path} has just been written by another process; start again")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            # A holder that has just left may have unlinked the file we opened: then the lock is on nothing.
+            stale = not os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError) as err:
+            if not os.path.isdir(path.parent):
+                raise EdgeAttnError(f"cannot write {path}: its folder does not exist") from err
+            stale = True
+        except OSError as err:
+            raise EdgeAttnError(f"cannot write {path}: {err.strerror}") from err
+        if stale:
+            raise EdgeAttnError(f"{path} is being written by another process; wait for it to end")
+        stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def _sync(path: Path) -> None:
@@ -94,7 +172,7 @@ def _sync(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    for part in path.parent.glob(f".{path.name}.*.part"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         pid = part.name.split(".")[-2]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
             part.unlink(missing_ok=True)

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import EncodeError
 
 from edgeattn import files
 from edgeattn.errors import UnsupportedError
 from edgeattn.tensors import DTYPES, Profile, TensorSpec
-from edgeattn.validate import read_model
-
-PROTOBUF_LIMIT_BYTES = 2**31 - 1
+from edgeattn.validate import PROTOBUF_LIMIT_BYTES, read_model
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,13 @@ class Graph:
         Raises:
             UnsupportedError: it exceeds protobuf's 2 GiB.
         """
+        too_large = UnsupportedError("the graph exceeds 2 GiB, more than one ONNX file can hold")
         if sum(self.weight_bytes().values()) > PROTOBUF_LIMIT_BYTES:
-            raise UnsupportedError("the graph's weights exceed 2 GiB, more than one ONNX file can hold")
-        serialized: bytes = self.proto().SerializeToString()
+            raise too_large
+        try:
+            serialized: bytes = self.proto().SerializeToString()
+        except EncodeError as err:
+            raise too_large from err
         return serialized
 
     def proto(self) -> onnx.ModelProto:

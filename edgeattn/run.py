@@ -120,14 +120,16 @@ def _rows(names: tuple[str, ...], outputs: Mapping[str, Array], size: int) -> li
 
 def _summary(array: Array, top: int) -> OutputSummary:
     values = np.asarray(array, np.float64)
-    order = np.argsort(-values.ravel(), kind="stable")[:top] if values.ndim == 2 and len(values) == 1 else []
+    scores = values.ravel() if values.ndim == 2 and len(values) == 1 else values[:0].ravel()
+    order = np.argsort(-scores, kind="stable")[:top]
     low, high, mean = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max, np.mean))
-    best = tuple((int(index), float(values.ravel()[index])) for index in order)
+    best = tuple((int(index), float(scores[index])) for index in order)
     return OutputSummary(array.shape, str(array.dtype), low, high, mean, best)
 
 
 def _write(path: Path, rows: list[tuple[str, dict[str, Array]]]) -> None:
-    arrays = {key: np.concatenate([outputs[key] for _, outputs in rows]) for key in rows[0][1]}
+    arrays: dict[str, Any] = {key: np.concatenate([outputs[key] for _, outputs in rows]) for key in rows[0][1]}
+    arrays["names"] = np.array([name for name, _ in rows])
     stream = io.BytesIO()
-    np.savez(stream, names=np.array([name for name, _ in rows]), **arrays)
+    np.savez(stream, **arrays)
     files.write_atomic(path, stream.getvalue())

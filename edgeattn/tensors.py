@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.errors import InputError, UsageError
+from edgeattn.errors import InputError, UsageError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,8 +141,8 @@ def parse_shape(text: str) -> Shape:
     Raises:
         UsageError: anything else, or a dimension below 1.
     """
-    dims = re.split(r"\s*[x,]\s*", text.strip().strip("[]()"))
-    if not all(dim.isdecimal() and int(dim) >= 1 for dim in dims):
+    dims = re.split(r"\s*,\s*" if "," in text else r"\s*x\s*", text.strip().strip("[]()"))
+    if not all(re.fullmatch(r"[1-9][0-9]{0,17}", dim) for dim in dims):
         raise UsageError(f"not a shape: {text!r}; expected for example 1x3x224x224")
     return tuple(int(dim) for dim in dims)
 
@@ -156,9 +156,10 @@ def parse_shapes(text: str) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for part in re.split(r",(?![^\[(]*[\])])(?=[^,]*:)", text):
         name, colon, shape = part.rpartition(":")
+        name = name.strip()
         if name in shapes or (colon and not name):
             raise UsageError(f"not a list of shapes: {text!r}; expected for example x:1x3x224x224,y:1x10")
-        shapes[name.strip()] = parse_shape(shape)
+        shapes[name] = parse_shape(shape)
     return shapes
 
 
@@ -169,7 +170,7 @@ def parse_size(text: str) -> int:
         UsageError: not a size with a unit.
     """
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)", text.strip())
     unit = {name.lower(): value for name, value in units.items()}.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise UsageError(f"not a size: {text!r}; expected a number with a unit, for example 2GiB or 512MiB")
@@ -285,7 +286,10 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
     for spec in inputs:
         if spec.name not in feeds:
             raise InputError(f"missing input {spec.name!r}; got {', '.join(feeds) or 'none'}")
-        array = np.asarray(feeds[spec.name])
+        try:
+            array = np.asarray(feeds[spec.name])
+        except (ValueError, TypeError, RuntimeError) as err:  # ragged lists, tensors that cannot be numpy's
+            raise InputError(f"input {spec.name!r} is no array: {one_line(err)}") from err
         spread = profile.get(spec.name)
         if array.dtype != numpy_dtype(spec.dtype):
             raise InputError(f"input {spec.name!r}: expected {spec.dtype}, got {array.dtype}; convert it with astype")
@@ -294,3 +298,20 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
             raise InputError(f"input {spec.name!r}: expected shape {expected}, got {format_shape(array.shape)}")
         checked[spec.name] = np.ascontiguousarray(array).reshape(array.shape)  # it would make a scalar 1-D
     return checked
+
+
+def random_feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape], seed: int) -> dict[str, Array]:
+    """Seeded feeds of the given shapes: whole numbers 0 or 1, booleans, and floats from N(mean, 1).
+
+    The mean is 0, 1 or -1 by the seed, so that a branch on the sign of the data goes both ways.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    mean = (0, 1, -1)[seed % 3]
+    feeds: dict[str, Array] = {}
+    for spec in inputs:
+        shape, floating = shapes[spec.name], "float" in spec.dtype
+        values = generator.normal(mean, 1, shape) if floating else generator.integers(0, 2, shape)
+        feeds[spec.name] = np.asarray(values).astype(numpy_dtype(spec.dtype))
+    return feeds

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,10 +12,10 @@ from edgeattn import files
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine, plan_build
-from edgeattn.data import random_feeds
 from edgeattn.engine import read_sidecar, sidecar_path
 from edgeattn.errors import EdgeAttnError, GateError, InputError, UnsupportedError, UsageError
 from edgeattn.graph import save_graph
+from edgeattn.tensors import random_feeds
 from tests.graphs import graph_of, self_attention
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
@@ -125,7 +121,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_engine(model: Path) -> None:
         "import sys; from edgeattn.build import build_engine; from edgeattn.backends.base import BuildConfig\n"
         "print(flush=True)\n"
         "for n in range(1000):\n"
-        "    build_engine(sys.argv[1], sys.argv[2], BuildConfig(precision=('float16', 'float32')[n % 2]), 'onnxruntime')\n"
+        "    config = BuildConfig(precision=('float16', 'float32')[n % 2])\n"
+        "    build_engine(sys.argv[1], sys.argv[2], config, 'onnxruntime')\n"
     )
     for delay in np.random.default_rng(0).uniform(0.05, 0.6, 4):
         child = subprocess.Popen([sys.executable, "-c", worker, model, output], stdout=subprocess.PIPE)

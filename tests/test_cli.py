@@ -43,7 +43,9 @@ def test_json_stands_alone_on_stdout_wherever_the_flag_is(model: Path, capsys: p
 
 
 def test_trtexec_names_are_understood(model: Path) -> None:
-    words = "--saveEngine=a.engine --minShapes=x:1x7x8 --optShapes=x:2x7x8 --maxShapes=x:4x7x8 --memPoolSize=workspace:64"
+    words = (
+        "--saveEngine=a.engine --minShapes=x:1x7x8 --optShapes=x:2x7x8 --maxShapes=x:4x7x8 --memPoolSize=workspace:64"
+    )
     assert main(["build", str(model), "--backend", "onnxruntime", "-q", *words.split()]) == 0
     sidecar = json.loads(Path("a.engine.json").read_text())
     assert sidecar["profile"]["x"] == {"min": [1, 7, 8], "opt": [2, 7, 8], "max": [4, 7, 8]}
@@ -76,7 +78,9 @@ def test_bad_input_gets_one_line_and_its_exit_code(
     assert sorted(Path().iterdir()) == before
 
 
-@pytest.mark.parametrize("words", [["build"], ["nonsense"], ["build", "m.onnx", "--workspace", "2"], ["build", "m", "--fp"]])
+@pytest.mark.parametrize(
+    "words", [["build"], ["nonsense"], ["build", "m.onnx", "--workspace", "2"], ["build", "m", "--fp"]]
+)
 def test_wrong_usage_is_exit_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -118,7 +122,9 @@ def test_run_says_name_expected_and_got(engine: Path, capsys: pytest.CaptureFixt
     assert "input 'x': expected shape 1x7x8 .. 1x7x8 .. 8x7x8, got 9x7x8" in capsys.readouterr().err
 
 
-def test_parity_against_the_graph_passes_and_writes_every_form(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_against_the_graph_passes_and_writes_every_form(
+    engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["parity", str(engine), "--against", "model.onnx", "--random", "--no-latency"]
     assert main([*words, "--json", "r.json", "--html", "r.html", "--junit", "r.xml"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("edgeattn: PASSED")

@@ -11,6 +11,7 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.backends.amx import avoid_broken_amx
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
 from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
 from edgeattn.errors import BuildError, InferenceError, InputError, one_line
@@ -46,11 +47,9 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     Raises:
         BuildError: OpenVINO refuses the graph.
     """
-    import openvino as ov
-
     config.progress("compiling", None)
-    core = ov.Core()
-    hint, notes = _inference_precision(core, graph, config.precision)
+    core, notes = _core(config.precision)
+    hint = _inference_precision(core, config.precision, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
         model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in config.profile.items()})
@@ -60,7 +59,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         raise BuildError(f"OpenVINO cannot build the graph: {one_line(err)}") from err
     sidecar = Sidecar(
         backend=NAME,
-        backend_version=ov.get_version(),
+        backend_version=_release(),
         inputs=graph.inputs,
         outputs=graph.outputs,
         profile=dict(config.profile),
@@ -79,12 +78,10 @@ def load(engine: Engine) -> Session:
         EngineMismatchError: it was built by another release or for another platform.
         InputError: OpenVINO does not read the plan.
     """
-    import openvino as ov
-
     sidecar = engine.sidecar
-    require_match(sidecar, "OpenVINO", [sidecar.backend_version], ov.get_version())
+    require_match(sidecar, "OpenVINO", [sidecar.backend_version], _release())
     require_match(sidecar, "the platform", [sidecar.platform], this_platform())
-    core = ov.Core()
+    core, _ = _core(sidecar.precision.asked)
     try:
         properties = _properties(sidecar.config["inference_precision"])
         request = core.import_model(io.BytesIO(engine.plan), "CPU", properties).create_infer_request()
@@ -103,18 +100,32 @@ def load(engine: Engine) -> Session:
     return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, infer, device=device)
 
 
-def _inference_precision(core: ov.Core, graph: Graph, precision: str) -> tuple[str, list[str]]:
-    """The precision OpenVINO is told to compute in.
+def _core(precision: str) -> tuple[ov.Core, list[str]]:
+    """OpenVINO's entry, and what had to be done for it to survive."""
+    avoided = avoid_broken_amx() if precision == "bfloat16" else ""
+    import openvino as ov
+
+    return ov.Core(), [avoided] if avoided else []
+
+
+def _inference_precision(core: ov.Core, precision: str, notes: list[str]) -> str:
+    """The precision OpenVINO is told to compute in; adds a note where that is not the one asked for.
 
     It is always told: left alone, it lowers a float32 graph to bfloat16 on CPUs that have it.
     """
-    if precision not in _CAPABILITIES:
-        return _HINTS["float32"], []
-    if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return _HINTS["float32"], [
-            f"this CPU has no {precision} arithmetic: weights are stored in it, layers compute in float32"
-        ]
-    return _HINTS[precision], []
+    if precision in _CAPABILITIES and _CAPABILITIES[precision] not in core.get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    ):
+        notes.append(f"this CPU has no {precision} arithmetic: weights are stored in it, layers compute in float32")
+        return _HINTS["float32"]
+    return _HINTS.get(precision, _HINTS["float32"])
+
+
+def _release() -> str:
+    """The release, without the build's number and hash."""
+    import openvino as ov
+
+    return str(ov.get_version()).partition("-")[0]
 
 
 def _properties(hint: str) -> dict[str, str]:

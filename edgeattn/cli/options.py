@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeattn.errors import UsageError
+from edgeattn import files
+from edgeattn.errors import UsageError, did_you_mean
 
 CONFIG_FILE = "edgeattn.toml"
 
@@ -64,9 +63,10 @@ def apply_settings(parser: argparse.ArgumentParser, command: str, words: Sequenc
     for (source, key), value in settings.items():
         dest = key.replace("-", "_").lower()
         if dest not in actions:
-            near = difflib.get_close_matches(dest, actions, 1)
-            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
-            raise UsageError(f"{source}: {command} has no option {key!r}{hint}")
+            names = [name.replace("_", "-") for name in actions]
+            raise UsageError(
+                f"{source}: {command} has no option {key!r}; {did_you_mean(dest.replace('_', '-'), names)}"
+            )
         parser.set_defaults(**{dest: _value(actions[dest], value, f"{source}: {key}")})
 
 
@@ -76,7 +76,7 @@ def _from_file(command: str, words: Sequence[str]) -> dict[tuple[str, str], Any]
     path = reader.parse_known_args(words)[0].config
     if path is None and not Path(CONFIG_FILE).is_file():
         return {}
-    table = read_toml(Path(path or CONFIG_FILE)).get(command, {})
+    table = files.read_toml(Path(path or CONFIG_FILE)).get(command, {})
     return {(path or CONFIG_FILE, key): value for key, value in table.items()}
 
 
@@ -99,19 +99,3 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
     except (ValueError, TypeError, argparse.ArgumentTypeError) as err:
         raise UsageError(f"{where}: {err}") from err
     return values if isinstance(value, list) or isinstance(action.default, list) else values[0]
-
-
-def read_toml(path: Path) -> Mapping[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UsageError: there is no such file, or it is no TOML.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise UsageError(f"cannot read {path}: {err}") from err

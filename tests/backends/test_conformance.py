@@ -11,11 +11,10 @@ from onnx import helper
 
 from edgeattn.backends import BACKENDS, backend_named, choose_backend, open_session
 from edgeattn.backends.base import Backend, BuildConfig, Session
-from edgeattn.data import random_feeds
 from edgeattn.engine import write_engine
 from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
 from edgeattn.graph import Graph
-from edgeattn.tensors import resolve_profile
+from edgeattn.tensors import random_feeds, resolve_profile
 from edgeattn.tolerance import tolerance_for
 from tests.graphs import FLOAT, GraphCase, gathered_gate, graph_of, self_attention
 

@@ -1,0 +1,109 @@
+"""Which dtypes an operator's schema admits for each of a node's inputs and outputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+# Operators whose output's dtype is theirs to choose. Random generators could too, but runtimes have them in float32.
+CHOOSING = frozenset({"Cast", "ConstantOfShape"})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The type variable of each input and output that a node has, and the types each variable may take."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    admits: dict[str, frozenset[str]]
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature(op_type: str, opset: int, inputs: int, outputs: int) -> Signature | None:
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    takes, gives = _formal(schema.inputs, inputs), _formal(schema.outputs, outputs)
+    return Signature(
+        tuple(item.type_str for item in takes),
+        tuple(item.type_str for item in gives),
+        {item.type_str: frozenset(item.types) for item in (*takes, *gives)},
+    )
+
+
+def _formal(parameters: Sequence[Any], count: int) -> list[Any]:
+    """One formal parameter per actual one: only the last may repeat."""
+    return [parameters[min(index, len(parameters) - 1)] for index in range(count)] if parameters else []
+
+
+def op(node: ir.Node | None) -> str:
+    """The name of a standard operator; empty for one of another domain, whatever it is called."""
+    return node.op_type if node is not None and node.domain in ("", "ai.onnx") else ""
+
+
+def signature(node: ir.Node, opset: int) -> Signature | None:
+    """The node's signature, None for an operator outside of ONNX's default domain or unknown to it."""
+    return _signature(op(node), opset, len(node.inputs), len(node.outputs))
+
+
+def bound(node: ir.Node, opset: int) -> Iterator[tuple[str, ir.Value]]:
+    """Each value of the node with its type variable; absent optional ones are left out."""
+    found = signature(node, opset)
+    if found is not None:
+        yield from ((name, v) for name, v in zip(found.inputs, node.inputs, strict=True) if v is not None)
+        yield from ((name, v) for name, v in zip(found.outputs, node.outputs, strict=True) if v.name)
+
+
+def is_float32(value: ir.Value | None) -> bool:
+    """Whether it is a float32 tensor, not a sequence of them."""
+    return value is not None and value.dtype == ir.DataType.FLOAT and isinstance(value.type, ir.TensorType)
+
+
+def float32(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+    """Those of the values that are float32 tensors."""
+    return [value for value in values if value is not None and is_float32(value)]
+
+
+def lowerable(node: ir.Node, low: ir.DataType, opset: int) -> frozenset[str]:
+    """The type variables of a node that are float32 and may become `low`.
+
+    The region of interest of Resize shares no variable with its image, and stays exact.
+    """
+    found = signature(node, opset)
+    if found is None:
+        return frozenset()
+    pairs = list(bound(node, opset))
+    high = {name for name, value in pairs if not is_float32(value)}
+    if node.op_type not in CHOOSING:
+        chosen = set(found.outputs) - set(found.inputs)
+        if found.outputs[0] in chosen and is_float32(node.outputs[0]):
+            return frozenset()
+        high |= chosen
+    if node.op_type == "Resize":
+        high.add("T2")
+    wanted = f"tensor({low.name.lower()})"
+    return frozenset(name for name, _ in pairs if name not in high and wanted in found.admits[name])
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The numbers of an initializer or of a Constant node's output."""
+    if value is None or value.const_value is not None:
+        return None if value is None else value.const_value
+    node = value.producer()
+    if node is None or op(node) != "Constant":
+        return None
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.Tensor(np.array(attribute.value, np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.Tensor(np.array(attribute.value, np.int64))
+    return None

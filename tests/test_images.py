@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from edgeattn.errors import InputError, UsageError
+from edgeattn.images import Recipe, default_recipe, load_recipe, preprocess, read_image
+from edgeattn.tensors import TensorSpec
+
+sides = st.sampled_from([1, 2, 3, 5, 13])
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def plain(size: tuple[int, int], **words: object) -> Recipe:
+    return Recipe(size, scale=1.0, **words)  # type: ignore[arg-type]
+
+
+# What a recipe computes
+
+
+@settings(max_examples=50, deadline=None)
+@given(pixels=arrays(np.uint8, st.tuples(sides, sides, st.just(3))), bgr=st.booleans(), nhwc=st.booleans())
+def test_image_of_the_right_size_is_scaled_and_normalised_per_channel(
+    pixels: np.ndarray, bgr: bool, nhwc: bool
+) -> None:
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.4, 0.7)
+    recipe = Recipe(
+        pixels.shape[:2],
+        color="bgr" if bgr else "rgb",
+        mean=mean,
+        std=std,
+        layout="nhwc" if nhwc else "nchw",
+    )
+    ours = preprocess(Image.fromarray(pixels), recipe)
+    channels = pixels[..., ::-1] if bgr else pixels
+    expected = (channels.astype(np.float64) / 255 - mean) / std
+    expected = expected if nhwc else expected.transpose(2, 0, 1)
+    assert ours.dtype == np.float32
+    assert ours.shape == recipe.shape
+    assert ours.flags.c_contiguous
+    assert np.abs(ours - expected).max() <= 4 * np.finfo(np.float32).eps * 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    source=st.tuples(sides, sides),
+    size=st.tuples(sides, sides),
+    resize=st.sampled_from(["stretch", "crop", "letterbox"]),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    color=st.sampled_from(["rgb", "gray"]),
+)
+def test_flat_image_stays_flat_whatever_the_recipe(
+    source: tuple[int, int], size: tuple[int, int], resize: str, interpolation: str, color: str
+) -> None:
+    image = Image.new("RGB", source[::-1], (77, 77, 77))
+    recipe = plain(size, resize=resize, interpolation=interpolation, color=color, fill=77)
+    ours = preprocess(image, recipe)
+    assert ours.shape == (1 if color == "gray" else 3, *size)
+    assert np.all(ours == 77)
+
+
+def test_bilinear_enlarging_agrees_with_torch() -> None:
+    pixels = picture(8, 8, 1)
+    ours = preprocess(Image.fromarray(pixels), plain((32, 32), color="gray"))
+    x = torch.from_numpy(pixels).double()[None, None]
+    theirs = torch.nn.functional.interpolate(x, (32, 32), mode="bilinear", align_corners=False)[0].numpy()
+    assert np.abs(ours - theirs).max() <= 1  # Pillow rounds to whole gray levels after each axis
+
+
+def test_crop_keeps_the_middle_and_letterbox_keeps_all() -> None:
+    pixels = np.zeros((2, 6), np.uint8)
+    pixels[:, 2:4] = 200  # dark, bright, dark thirds
+    image = Image.fromarray(pixels)
+    cropped = preprocess(image, plain((2, 2), resize="crop", color="gray", interpolation="nearest"))
+    assert np.all(cropped == 200)
+    boxed = preprocess(image, plain((6, 6), resize="letterbox", color="gray", interpolation="nearest", fill=9))[0]
+    assert np.array_equal(boxed[2:4], pixels)
+    assert np.all(boxed[[0, 1, 4, 5]] == 9)
+
+
+def test_letterbox_of_a_sliver_is_still_there() -> None:
+    image = Image.new("L", (1, 1000), 255)
+    assert preprocess(image, plain((8, 8), resize="letterbox", color="gray", fill=0)).sum() == 8 * 255
+
+
+# Modes
+
+
+def test_sixteen_bits_are_rounded_to_eight_and_not_clipped() -> None:
+    wide = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    ours = preprocess(Image.fromarray(wide), plain((1, 6), color="gray"))
+    assert ours[0, 0].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_sixteen_bit_png_is_read_as_sixteen_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.full((3, 3), 65535, np.uint16)).save(tmp_path / "wide.png")
+    assert np.all(preprocess(read_image(tmp_path / "wide.png"), plain((3, 3))) == 255)
+
+
+def test_alpha_is_dropped_and_the_colour_under_it_kept() -> None:
+    pixels = picture(3, 5, 4)
+    ours = preprocess(Image.fromarray(pixels, "RGBA"), plain((3, 5), layout="nhwc"))
+    assert np.array_equal(ours, pixels[..., :3])
+
+
+def test_palette_with_transparency_becomes_its_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "p.png", transparency=bytes([0, 255]))
+    ours = preprocess(read_image(tmp_path / "p.png"), plain((1, 2), layout="nhwc"))
+    assert ours.tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("CMYK", (1, 1), (255, 0, 0, 0))
+    assert preprocess(image, plain((1, 1))).ravel().tolist() == [0, 255, 255]
+
+
+def test_one_bit_becomes_black_and_white() -> None:
+    assert preprocess(Image.new("1", (1, 1), 1), plain((1, 1))).ravel().tolist() == [255, 255, 255]
+
+
+def test_gray_is_luma() -> None:
+    ours = preprocess(Image.new("RGB", (1, 1), (255, 0, 0)), plain((1, 1), color="gray"))
+    assert ours.item() == round(0.299 * 255)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    pixels = picture(2, 3)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    ours = preprocess(read_image(tmp_path / "turned.png"), plain((3, 2), layout="nhwc"))
+    assert np.array_equal(ours, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize(("image", "reason"), [
+    (Image.new("F", (2, 2)), "floating-point"),
+    (Image.fromarray(np.full((2, 2), 70000, np.int32)), "beyond 16 bits"),
+    (Image.fromarray(np.full((2, 2), -1, np.int32)), "beyond 16 bits"),
+    (Image.new("LAB", (2, 2)), "no conversion from LAB"),
+])  # fmt: skip
+def test_mode_without_a_defined_range_is_refused(image: Image.Image, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        preprocess(image, plain((2, 2), color="gray"))
+
+
+# Files
+
+
+def png(width: int, height: int, body: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(8001, 8000), (9500, 9500), (60000, 60000)])
+def test_bomb_is_refused_by_its_header(width: int, height: int, tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(width, height, zlib.compress(b"")))
+    with pytest.raises(InputError, match=r"bomb\.png"):
+        read_image(tmp_path / "bomb.png")
+
+
+def valid_png() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(16, 16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"garbage", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", valid_png()[:100],
+    png(4, 4, b"not deflated"), b"\xff\xd8\xff\xe0" + bytes(50),
+], ids=["empty", "garbage", "postscript", "truncated", "bad-stream", "jpeg-header"])  # fmt: skip
+def test_damaged_image_is_refused_on_one_line_with_its_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.png") as caught:
+        read_image(tmp_path / "bad.png")
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_flipped_bytes_give_an_image_or_a_refusal(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytearray(valid_png())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "flipped.png"
+    path.write_bytes(content)
+    try:
+        x = preprocess(read_image(path), plain((4, 4)))
+    except InputError:
+        return
+    assert x.shape == (3, 4, 4)
+
+
+def test_missing_image_and_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such image"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="cannot read"):
+        read_image(tmp_path)
+
+
+# Recipes as files
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.toml"
+    path.write_text(text)
+    return path
+
+
+def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
+    text = """
+        [preprocess]
+        size = [480, 640]
+        resize = "letterbox"
+        interpolation = "bicubic"
+        color = "bgr"
+        scale = 1
+        mean = [103.5, 116, 123]
+        std = [57, 57.1, 58]
+        layout = "nhwc"
+        fill = 0
+    """
+    expected = Recipe(
+        (480, 640), "letterbox", "bicubic", "bgr", 1, (103.5, 116, 123), (57, 57.1, 58), layout="nhwc", fill=0
+    )
+    assert load_recipe(write(tmp_path, text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[preprocess]\nsise = [2, 2]\nsize = [2, 2]", "key 'sise' is unknown; did you mean 'size'"),
+        ("[preproces]\nsize = [2, 2]", "table 'preproces' is unknown; did you mean 'preprocess'"),
+        ("[preprocess]\nsize = [2, 2]\nqqq = 1", "known: size, resize"),
+        ("[preprocess]\ncolor = 'rgb'", r"size = \[H, W\]"),
+        ("", r"no \[preprocess\] table"),
+        ("preprocess = 3", r"no \[preprocess\] table"),
+        ("[preprocess]\nsize = 224", r"size is 224; expected \[H, W\]"),
+        ("[preprocess]\nsize = [2.0, 2]", "expected .H, W."),
+        ("[preprocess]\nsize = [true, 2]", "expected .H, W."),
+        ("[preprocess]\nsize = [0, 2]", "expected .H, W."),
+        ("[preprocess]\nsize = [99999999, 99999999]", "at most 64 million"),
+        ("[preprocess]\nsize = [2, 2]\nresize = 'squash'", '"stretch" or "crop" or "letterbox"'),
+        ("[preprocess]\nsize = [2, 2]\ncolor = ['rgb']", 'color is .*expected "rgb"'),
+        ("[preprocess]\nsize = [2, 2]\nscale = '1/255'", "scale is '1/255'; expected a positive number"),
+        ("[preprocess]\nsize = [2, 2]\nscale = nan", "positive number"),
+        ("[preprocess]\nsize = [2, 2]\nmean = 0.5", "mean is 0.5; expected a list"),
+        ("[preprocess]\nsize = [2, 2]\nmean = [0.5]", "mean has 1 numbers, color 'rgb' has 3"),
+        ("[preprocess]\nsize = [2, 2]\nstd = [1, 0, 1]", "list of positive numbers"),
+        ("[preprocess]\nsize = [2, 2]\nfill = 256", "0 to 255"),
+        ("[preprocess\n", "is not TOML"),
+        ("\x00", "is not TOML"),
+    ],
+)
+def test_recipe_file_with_a_mistake_is_refused_in_words(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "r.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_or_binary_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not TOML"):
+        load_recipe(tmp_path / "b.toml")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        (("batch", 3, 7, 5), "float32", Recipe((7, 5))),
+        ((1, 1, 7, 5), "float16", Recipe((7, 5), color="gray")),
+        (("n", 7, 5, 3), "uint8", Recipe((7, 5), scale=1.0, layout="nhwc")),
+        ((1, 7, 5, 1), "float32", Recipe((7, 5), color="gray", layout="nhwc")),
+        ((1, 3, 5, 3), "float32", Recipe((5, 3))),
+    ],
+)
+def test_default_recipe_follows_the_input(shape: tuple[int | str, ...], dtype: str, expected: Recipe) -> None:
+    assert default_recipe(TensorSpec("x", dtype, shape)) == expected
+
+
+@pytest.mark.parametrize("shape", [None, (1, 3), (1, 3, "h", 5), (1, 7, 5, 4), (1, "c", 5, 5), (1, 3, 2, 5, 5)])
+def test_default_recipe_of_what_is_no_image_is_refused(shape: tuple[int | str, ...] | None) -> None:
+    with pytest.raises(UsageError, match="--recipe"):
+        default_recipe(TensorSpec("x", "float32", shape))

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from graphs import FLOAT, graph_of, self_attention
+from models import ZOO, settled
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from edgeattn import parity
+from edgeattn.backends import backend_named
+from edgeattn.backends.base import BuildConfig, Session
+from edgeattn.engine import write_engine
+from edgeattn.errors import InferenceError, InputError, UsageError
+from edgeattn.export import export_model
+from edgeattn.files import sha256_file
+from edgeattn.graph import Graph, load_graph, save_graph
+from edgeattn.model import Model
+from edgeattn.parity import check_parity, compare_files, reference_from_graph, reference_from_model
+from edgeattn.precision.fp16 import lower
+from edgeattn.reference import Reference
+from edgeattn.tensors import TensorSpec, resolve_profile
+
+Array = NDArray[Any]
+SIZE = 32
+
+
+def images(count: int, seed: int = 0) -> Array:
+    """Smooth random images: a network's statistics are those of pictures, not of noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(size=(count, 3, SIZE // 4, SIZE // 4))
+    return (np.kron(coarse, np.ones((1, 1, 4, 4))) + 0.1 * rng.normal(size=(count, 3, SIZE, SIZE))).astype(np.float32)
+
+
+@cache
+def model_of(name: str) -> Model:
+    module = settled(ZOO[name], torch.from_numpy(images(16)))
+    return Model(module, (TensorSpec("x", "float32", (2, 3, SIZE, SIZE)),), name)
+
+
+@pytest.fixture(scope="session")
+def graph_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graph]:
+    folder = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def exported(name: str) -> Graph:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older exporter is chosen here for its speed
+            export_model(
+                model_of(name),
+                folder / f"{name}.onnx",
+                dynamic={"x": {0: "batch"}},
+                exporter="torchscript",
+                check=False,
+            )
+        return load_graph(folder / f"{name}.onnx")
+
+    return exported
+
+
+def opened(graph: Graph, precision: str = "float32", backend: str = "onnxruntime", **asked: Any) -> Session:
+    typed = graph if precision == "float32" else lower(graph, precision).graph
+    profile = resolve_profile(graph.inputs, **asked)
+    module = backend_named(backend)
+    return module.load(module.build(typed, BuildConfig(precision=precision, profile=profile)))
+
+
+def batched(x: Array, size: int, labels: Array | None = None) -> Iterator[tuple[list[str], dict[str, Array], Any]]:
+    for start in range(0, len(x), size):
+        rows = range(start, min(start + size, len(x)))
+        yield [f"{row}.png" for row in rows], {"x": x[rows]}, None if labels is None else [labels[row] for row in rows]
+
+
+def replaced(graph: Graph, change: Callable[[ir.Graph], None]) -> Graph:
+    wrong = graph.copy()
+    change(wrong.model.graph)
+    return wrong
+
+
+def weights(graph: ir.Graph, rank: int, least: int = 2) -> ir.Value:
+    """The largest weight of that rank with at least that many rows; the first of them."""
+    found = [
+        value
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and len(value.const_value.shape) == rank
+        and value.const_value.numpy().shape[0] >= least
+    ]
+    return max(found, key=lambda value: value.const_value.size if value.const_value else 0)
+
+
+def set_weight(value: ir.Value, array: Array) -> None:
+    value.const_value = ir.tensor(array, name=value.name)
+
+
+def without_a_bias(graph: ir.Graph) -> None:
+    value = weights(graph, 1)
+    assert value.const_value is not None
+    set_weight(value, np.zeros_like(value.const_value.numpy()))
+
+
+def with_swapped_channels(graph: ir.Graph) -> None:
+    value = weights(graph, 4, least=3)
+    assert value.const_value is not None
+    set_weight(value, value.const_value.numpy()[[1, 0, *range(2, value.const_value.shape[0])]])
+
+
+def with_another_activation(graph: ir.Graph) -> None:
+    node = next(node for node in graph.all_nodes() if node.op_type in ("Relu", "Erf", "Sigmoid"))
+    node.op_type = {"Relu": "LeakyRelu", "Erf": "Tanh", "Sigmoid": "HardSigmoid"}[node.op_type]
+
+
+def with_another_scale(graph: ir.Graph) -> None:
+    value = weights(graph, 4)
+    assert value.const_value is not None
+    set_weight(value, value.const_value.numpy() * np.float32(1.1))
+
+
+SABOTAGE = [without_a_bias, with_swapped_channels, with_another_activation, with_another_scale]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", ZOO)
+def test_an_honest_engine_passes(graph_named: Callable[[str], Graph], name: str, precision: str, backend: str) -> None:
+    if missing := backend_named(backend).missing():
+        pytest.skip(missing[0])
+    with opened(graph_named(name), precision, backend) as session:
+        report = check_parity(
+            session, reference_from_model(model_of(name)), batched(images(11, 1), 5), precision, latency=False
+        )
+    assert report.passed, report.reasons
+    assert report.samples == 11
+    assert [shape.shapes["x"][0] for shape in report.shapes] == [1, 8, 2]
+    assert all(shape.data == "real" for shape in report.shapes)
+    assert 0 < report.outputs[0].relative_l2 <= report.outputs[0].limit_l2
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("sabotage", SABOTAGE)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_wrong_engine_fails(
+    graph_named: Callable[[str], Graph], name: str, sabotage: Callable[[ir.Graph], None], precision: str
+) -> None:
+    with opened(replaced(graph_named(name), sabotage), precision) as session:
+        report = check_parity(
+            session, reference_from_model(model_of(name)), batched(images(5, 1), 5), precision, latency=False
+        )
+    assert not report.passed
+    assert not any(shape.passed for shape in report.shapes)
+    assert "FAILED: output" in str(report)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_wrong_engine_fails_against_a_graph_on_random_input(
+    graph_named: Callable[[str], Graph], precision: str
+) -> None:
+    graph = graph_named("vit")
+    reference = reference_from_graph(graph)
+    with opened(graph, precision) as session:
+        assert check_parity(session, reference, None, precision, seed=3, latency=False).passed
+    for sabotage in SABOTAGE:
+        with opened(replaced(graph, sabotage), precision) as session:
+            assert not check_parity(session, reference, None, precision, seed=3, latency=False).passed, sabotage
+
+
+def test_a_wrong_epsilon_fails_in_float32(graph_named: Callable[[str], Graph]) -> None:
+    def change(graph: ir.Graph) -> None:
+        for node in graph.all_nodes():
+            if node.op_type == "LayerNormalization":
+                node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-3)
+
+    with opened(replaced(graph_named("vit"), change)) as session:
+        reference = reference_from_model(model_of("vit"))
+        assert not check_parity(session, reference, batched(images(5), 5), "float32", latency=False).passed
+
+
+def test_an_overflow_in_float16_fails() -> None:
+    square = helper.make_node("Mul", ["x", "x"], ["xx"])
+    half = helper.make_node("Cast", ["xx"], ["y"], to=TensorProto.FLOAT16)
+    x = ("x", FLOAT, ["n", 2])
+    reference = reference_from_graph(graph_of([square], [x], [("xx", FLOAT, ["n", 2])]))
+    feeds = {"x": np.array([[1.0, 2.0], [3.0, 300.0]], np.float32)}
+    with opened(graph_of([square, half], [x], [("y", TensorProto.FLOAT16, ["n", 2])])) as session:
+        report = check_parity(session, reference, [(["a", "b"], feeds, None)], "float16", latency=False)
+    assert report.reasons[0] == "output 'y': 1 of 4 values are not finite"
+
+
+def test_an_engine_that_mixes_up_its_batch_fails_only_at_larger_batches() -> None:
+    case = self_attention()
+    graph = replaced(case.graph, lambda graph: None)
+
+    def infer(feeds: dict[str, Array]) -> dict[str, Array]:
+        return {"y": session.run({"x": feeds["x"][::-1]})["y"]}
+
+    with opened(graph) as session:
+        mixed = replace(session, infer=infer)
+        x = np.random.default_rng(0).standard_normal((8, 7, 8)).astype(np.float32)
+        report = check_parity(mixed, reference_from_graph(graph), batched(x, 1), "float32", latency=False)
+    assert [shape.passed for shape in report.shapes] == [True, False, False]
+    assert report.outputs[0].passed
+    assert report.reasons[0].startswith("at x 8x7x8: output 'y': the largest error over max|y| is")
+
+
+def test_a_data_set_is_cut_and_filled_to_the_batches_that_the_engine_takes() -> None:
+    case = self_attention()
+    seen = []
+
+    def infer(feeds: dict[str, Array]) -> dict[str, Array]:
+        seen.append(feeds["x"].shape[0])
+        return session.infer(feeds)
+
+    shapes = {key: {"x": (size, 7, 8)} for key, size in (("min_shapes", 3), ("opt_shapes", 3), ("max_shapes", 4))}
+    x = np.random.default_rng(0).standard_normal((9, 7, 8)).astype(np.float32)
+    with opened(case.graph, **shapes) as session:
+        report = check_parity(
+            replace(session, infer=infer), reference_from_graph(case.graph), batched(x, 9), "float32", latency=False
+        )
+    assert report.passed
+    assert seen == [4, 4, 3, 3, 4]
+    assert report.samples == 9
+
+
+def test_another_size_than_the_data_gets_random_input_and_says_so() -> None:
+    case = self_attention(tokens="tokens")
+    shapes = {"min_shapes": {"x": (1, 3, 8)}, "opt_shapes": {"x": (2, 7, 8)}, "max_shapes": {"x": (4, 9, 8)}}
+    x = np.random.default_rng(0).standard_normal((2, 7, 8)).astype(np.float32)
+    with opened(case.graph, **shapes) as session:
+        report = check_parity(session, reference_from_graph(case.graph), batched(x, 2), "float32", latency=False)
+    assert {str(shape): shape.data for shape in report.shapes} == {
+        "x 1x3x8": "random, seed 0", "x 2x7x8": "real", "x 4x9x8": "random, seed 0", "x 1x7x8": "real",
+    }  # fmt: skip
+
+
+def classifier(scores: Array) -> tuple[Session, Reference]:
+    """An engine that says `scores`, whatever it is fed, and a reference that is an identity."""
+    nodes = [helper.make_node("Mul", ["x", "zero"], ["none"]), helper.make_node("Add", ["none", "scores"], ["y"])]
+    io = [("x", FLOAT, list(scores.shape))], [("y", FLOAT, list(scores.shape))]
+    engine = graph_of(nodes, *io, {"zero": np.float32(0).reshape(()), "scores": scores})
+    return opened(engine), reference_from_graph(graph_of([helper.make_node("Identity", ["x"], ["y"])], *io))
+
+
+def test_top1_is_counted_on_both_sides_and_a_drop_beyond_the_limit_fails() -> None:
+    truth = np.eye(4, dtype=np.float32)
+    got = truth.copy()
+    got[3] = [0, 0, 1.0001, 1]
+    truth[3] = [0, 0, 1, 1.0001]
+    session, reference = classifier(got)
+    batch = (["a", "b", "c", "d"], {"x": truth}, [0, 1, 3, 3])
+    with session:
+        loose = check_parity(session, reference, [batch], "float16", latency=False)
+        strict = check_parity(session, reference, [batch], "float16", latency=False, max_drop={"top1": 0.2})
+    assert loose.passed
+    assert loose.top1 is not None
+    assert (loose.top1.reference, loose.top1.engine, loose.top1.agreement, loose.top1.samples) == (0.75, 0.5, 0.75, 4)
+    assert strict.reasons == ("top-1 drops by 25.00 %, at most 20.00 % is allowed",)
+    assert strict.to_json()["metrics"]["top1"]["drop"] == 0.25
+    assert "top-1 drops by 25.00 %" in strict.to_html()
+    assert [case.get("name") for case in ElementTree.fromstring(strict.to_junit()).findall(".//failure/..")] == [
+        "top-1"
+    ]
+
+
+def test_filled_rows_are_not_counted_in_the_metric() -> None:
+    session, reference = classifier(np.eye(4, dtype=np.float32))
+    with session:
+        report = check_parity(
+            session, reference, [(["a", "b"], {"x": np.eye(4, dtype=np.float32)[:2]}, [0, 0])], "float32", latency=False
+        )
+    assert report.top1 is not None
+    assert (report.top1.samples, report.top1.engine) == (2, 0.5)
+
+
+def test_a_label_outside_the_classes_is_refused() -> None:
+    session, reference = classifier(np.eye(2, dtype=np.float32))
+    with session, pytest.raises(InputError, match=r"sample 'b' has label 2, but the model has 2 classes"):
+        check_parity(session, reference, [(["a", "b"], {"x": np.eye(2, dtype=np.float32)}, [0, 2])], "float32")
+
+
+def test_names_that_differ_are_matched_by_order_and_dtypes_converted() -> None:
+    nodes = [helper.make_node("Sub", ["a", "b"], ["y"])]
+    ours = graph_of(nodes, [("a", FLOAT, [1, 3]), ("b", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])])
+    nodes = [helper.make_node("Sub", ["p", "q"], ["z"])]
+    half = TensorProto.FLOAT16
+    theirs = graph_of(nodes, [("p", half, [1, 3]), ("q", half, [1, 3])], [("z", half, [1, 3])])
+    with opened(ours) as session:
+        assert check_parity(session, reference_from_graph(theirs), None, "float16", seed=0, latency=False).passed
+        swapped = replace(reference_from_graph(theirs), inputs=reference_from_graph(theirs).inputs[::-1])
+        assert not check_parity(session, swapped, None, "float16", seed=0, latency=False).passed
+
+
+def test_a_corner_where_the_engine_fails_is_a_reason_not_a_crash() -> None:
+    case = self_attention()
+
+    def infer(feeds: dict[str, Array]) -> dict[str, Array]:
+        if feeds["x"].shape[0] == 8:
+            raise InferenceError("out of memory")
+        return session.infer(feeds)
+
+    with opened(case.graph) as session:
+        broken = replace(session, infer=infer)
+        report = check_parity(broken, reference_from_graph(case.graph), None, "float32", seed=0, latency=False)
+    assert report.reasons == ("at x 8x7x8: out of memory",)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["shapes"][1]["relative_l2"] is None
+    assert "at x 8x7x8: out of memory" in report.to_html()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": None}, "nothing to compare on"),
+        ({"batches": [], "max_drop": {"miou": 0.1}}, "unknown metric 'miou'"),
+        ({"batches": None, "seed": 0, "max_drop": {"top1": 0.1}}, "needs labels"),
+        ({"batches": None, "seed": 0, "precision": "int8"}, "no tolerance is known for int8"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_refused(arguments: dict[str, Any], message: str) -> None:
+    case = self_attention()
+    with opened(case.graph) as session, pytest.raises(UsageError, match=message):
+        check_parity(session, reference_from_graph(case.graph), **{"precision": "float32", **arguments})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """An engine, its graph, its model as Python, and labelled data, of which one file is no sample."""
+    case = self_attention(batch=1)
+    save_graph(case.graph, tmp_path / "m.onnx")
+    config = BuildConfig(precision="float32", profile=resolve_profile(case.graph.inputs))
+    write_engine(backend_named("onnxruntime").build(case.graph, config), tmp_path / "m.engine")
+    (tmp_path / "m.py").write_text("import torch\n\ndef make():\n    return torch.nn.Identity()\n")
+    (tmp_path / "data").mkdir()
+    for index in range(5):
+        x = np.random.default_rng(index).standard_normal((1, 7, 8)).astype(np.float32)
+        np.savez(tmp_path / "data" / f"{index}.npz", x=x)
+    (tmp_path / "data" / "bad.npz").write_bytes(b"nothing")
+    return tmp_path
+
+
+def test_files_are_compared_and_the_report_says_which(files: Path) -> None:
+    against = str(files / "m.onnx")
+    report = compare_files(files / "m.engine", against, data=files / "data", latency=False)
+    assert report.passed
+    assert report.samples == 5
+    assert report.compared["reference"] == against
+    assert report.compared["engine sha256"] == sha256_file(files / "m.engine")
+    assert report.compared["data"] == str(files / "data")
+    assert "bad.npz" in report.compared["skipped files"]
+    limited = compare_files(files / "m.engine", against, data=files / "data", limit=2, latency=False)
+    assert limited.samples == 2
+    assert compare_files(files / "m.engine", against, seed=5, latency=False).compared["data"] == "random, seed 5"
+
+
+def test_a_file_with_another_model_fails(files: Path) -> None:
+    report = compare_files(files / "m.engine", f"{files / 'm.py'}:make", data=files / "data", latency=False)
+    assert not report.passed
+
+
+def test_empty_data_is_refused() -> None:
+    case = self_attention()
+    with opened(case.graph) as session, pytest.raises(InputError, match="the data is empty"):
+        check_parity(session, reference_from_graph(case.graph), [], "float32")
+
+
+def test_the_report_has_every_form_and_its_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "measure", partial(parity.measure, warmup_s=0.0, duration_s=0.05))
+    case = self_attention()
+    with opened(case.graph, "float16", opt_shapes={"x": (2, 7, 8)}, min_shapes={"x": (1, 7, 8)}) as session:
+        report = check_parity(
+            session, reference_from_graph(case.graph), None, "float16", seed=0, compared={"engine": "<b>m.engine</b>"}
+        )
+    plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert list(plain) == [
+        "passed", "reasons", "precision", "samples", "outputs", "shapes", "metrics", "latency", "compared",
+        "environment",
+    ]  # fmt: skip
+    assert plain["passed"] is True
+    assert set(plain["latency"]) == {"batch_1", "batch_2"}
+    assert plain["latency"]["batch_2"]["engine"]["p50_ms"] > 0
+    assert plain["compared"] == {"reference": "graph", "engine": "<b>m.engine</b>", "data": "random, seed 0"}
+    assert plain["environment"]["device"] == "cpu"
+    page = report.to_html()
+    assert "&lt;b&gt;m.engine&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert page.count("<svg") == 2
+    cases = [case.get("name") for case in ElementTree.fromstring(report.to_junit()).iter("testcase")]
+    assert cases == ["output y", "shape x 1x7x8", "shape x 2x7x8"]
+    assert str(report).splitlines()[-1] == "PASSED: float16 within tolerance on random input at 2 shapes"
