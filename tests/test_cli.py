@@ -28,7 +28,7 @@ def engine(model: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def test_build_ends_with_a_verdict_and_writes_two_files(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(model), "--fp16", "--backend", "onnxruntime", "-v"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == "edgeattn: PASSED: model.engine says what model.onnx says"
+    assert out.splitlines()[-1] == "PASSED: model.engine says what model.onnx says"
     assert "overhead" in err
     assert {path.name for path in Path().iterdir()} == {"model.onnx", "model.engine", "model.engine.json"}
 
@@ -127,7 +127,7 @@ def test_parity_against_the_graph_passes_and_writes_every_form(
 ) -> None:
     words = ["parity", str(engine), "--against", "model.onnx", "--random", "--no-latency"]
     assert main([*words, "--json", "r.json", "--html", "r.html", "--junit", "r.xml"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("edgeattn: PASSED")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PASSED")
     assert json.loads(Path("r.json").read_text())["passed"] is True
     assert "<html" in Path("r.html").read_text()
     assert "<testsuite" in Path("r.xml").read_text()
@@ -136,7 +136,7 @@ def test_parity_against_the_graph_passes_and_writes_every_form(
 def test_parity_against_another_model_exits_3(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_graph(self_attention(seed=5).graph, "other.onnx")
     assert main(["parity", str(engine), "--against", "other.onnx", "--random", "--no-latency"]) == 3
-    assert "edgeattn: FAILED" in capsys.readouterr().out
+    assert "FAILED: " in capsys.readouterr().out
 
 
 def test_a_swapped_plan_is_refused_before_it_is_loaded(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

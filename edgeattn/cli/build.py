@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgeattn.cli.options import converted, json_option
-from edgeattn.cli.output import emit, verdict
+from edgeattn.cli.output import emit, passed
 from edgeattn.cli.progress import shown
 from edgeattn.errors import UsageError
 from edgeattn.tensors import dtype_named, parse_shapes, parse_size
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
         print(f"edgeattn: {spent}; overhead {report.overhead_s:.2f} s", file=sys.stderr)
     if report.parity:
-        verdict(True, f"{output} says what {args.model} says", args.json)
+        passed(f"{output} says what {args.model} says", args.json)
     else:
-        print(f"edgeattn: BUILT: {output}, not checked: {report.unchecked}", file=sys.stderr)
+        print(f"BUILT: {output}, not checked: {report.unchecked}", file=sys.stderr)
     return 0

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from edgeattn.cli.options import json_option, model_options
-from edgeattn.cli.output import emit, verdict
+from edgeattn.cli.output import emit, passed
 
 HELP = "export a PyTorch model to ONNX"
 
@@ -49,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
         check=not args.no_check,
     )
     emit(report, args.json)
-    verdict(True, f"{args.output} says what {args.model} says", args.json)
+    passed(f"{args.output} says what {args.model} says", args.json)
     return 0

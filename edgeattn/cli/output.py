@@ -23,7 +23,7 @@ def emit(report: Any, as_json: str | None) -> None:
         files.write_atomic(Path(as_json), text.encode())
 
 
-def verdict(passed: bool, text: str, as_json: str | None = None) -> None:
-    """The last line of a command that judges; it leaves stdout to JSON where that was asked for."""
+def passed(text: str, as_json: str | None = None) -> None:
+    """The last line of a command that checked what it made; it leaves stdout to JSON where that was asked for."""
     stream = sys.stderr if as_json == "-" else sys.stdout
-    print(f"edgeattn: {'PASSED' if passed else 'FAILED'}: {text}", file=stream)
+    print(f"PASSED: {text}", file=stream)

@@ -310,13 +310,13 @@ def test_what_is_missing_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch
         "the package tensorrt_rtx is not installed: pip install 'edgeattn[rtx]'",
         "the package polygraphy is not installed: pip install polygraphy",
     ]
-    assert tensorrt_rtx.missing()[:2] == to_build
-    assert [reason.split(":")[0] for reason in tensorrt_rtx.missing()[2:]] == [
-        "the package pycuda is not installed",
+    assert [reason.split(":")[0] for reason in tensorrt_rtx.missing()] == [
         "no NVIDIA GPU",
+        *(reason.split(":")[0] for reason in to_build),
+        "the package pycuda is not installed",
     ]
-    assert "apt install python3-libnvinfer" in tensorrt.missing()[0]
-    assert tensorrt.missing(running=False)[-1].startswith("no NVIDIA GPU")
+    assert "apt install python3-libnvinfer" in tensorrt.missing()[1]
+    assert tensorrt.missing(running=False)[0].startswith("no NVIDIA GPU")
     with pytest.raises(MissingDependencyError, match="the package tensorrt is not installed"):
         lib.library(lib.TENSORRT)
 

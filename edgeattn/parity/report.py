@@ -167,7 +167,7 @@ class ParityReport:
 
     def to_html(self) -> str:
         """One self-contained page."""
-        from edgeattn.reports.parity_page import parity_page
+        from edgeattn.parity.page import parity_page
 
         return parity_page(self)
 

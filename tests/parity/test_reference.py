@@ -9,7 +9,7 @@ from graphs import GraphCase, self_attention
 
 from edgeattn.errors import InferenceError
 from edgeattn.graph import save_graph
-from edgeattn.reference import load_reference, reference_from_graph
+from edgeattn.parity.reference import load_reference, reference_from_graph
 from edgeattn.tolerance import TOLERANCES
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from edgeattn.remedies import Remedies
+from edgeattn.export.remedies import Remedies
 
 SIZES = st.integers(1, 17)
 

@@ -20,7 +20,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from edgeattn import files
 from edgeattn.errors import EdgeAttnError, ExportError, InputError, MissingDependencyError, UnsupportedError, UsageError
-from edgeattn.fidelity import SCOPES, Check, base_shapes, check_fidelity, resized
+from edgeattn.export.fidelity import SCOPES, Check, base_shapes, check_fidelity, resized
 from edgeattn.graph import Graph, load_graph
 from edgeattn.model import Model, call_named, parameters, tensor_from
 from edgeattn.tensors import TensorSpec, format_size, random_feeds
@@ -133,7 +133,7 @@ def _read_back(path: Path, exporter: str) -> Graph:
 def _trace(
     model: Model, dynamic: Dynamic, opset: int, exporter: str, names: tuple[str, ...]
 ) -> tuple[ir.Model, list[str]]:
-    from edgeattn.remedies import Remedies
+    from edgeattn.export.remedies import Remedies
 
     shapes = base_shapes(model.inputs)
     for name in {name for axes in dynamic.values() for name in axes.values()}:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from edgeattn.errors import ExportError
 from edgeattn.export import export_model
-from edgeattn.fidelity import check_fidelity, first_difference, graph_runner, judge
+from edgeattn.export.fidelity import check_fidelity, first_difference, judge
 from edgeattn.graph import Graph, load_graph
+from edgeattn.interpreter import run_as_written
 from edgeattn.model import Model
 from edgeattn.tensors import TensorSpec, random_feeds
 from edgeattn.tolerance import TOLERANCES
@@ -113,9 +114,9 @@ def test_a_module_with_random_numbers_is_no_oracle(graph: Graph) -> None:
 def test_onnx_own_evaluator_takes_the_place_of_onnxruntime(graph: Graph, model: Model, monkeypatch) -> None:
     feeds = random_feeds(model.inputs, {"x": (1, 3, 9, 7)}, 0)
     (truth,) = model.run(feeds, "float64")
-    with_runtime = graph_runner(graph, every=True)(feeds)
+    with_runtime = run_as_written(graph, every=True)(feeds)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    without = graph_runner(graph, every=True)(feeds)
+    without = run_as_written(graph, every=True)(feeds)
     assert without.keys() == with_runtime.keys() > {"output"}
     for found in (with_runtime, without):
         error, _, budget = judge(model.run(feeds)[0], found["output"], truth)

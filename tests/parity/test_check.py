@@ -28,8 +28,8 @@ from edgeattn.files import sha256_file
 from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.model import Model
 from edgeattn.parity import check_parity, compare_files, reference_from_graph, reference_from_model
+from edgeattn.parity.reference import Reference
 from edgeattn.precision.fp16 import lower
-from edgeattn.reference import Reference
 from edgeattn.tensors import TensorSpec, resolve_profile
 
 Array = NDArray[Any]

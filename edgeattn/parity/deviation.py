@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.reports.parity import OutputParity
+from edgeattn.parity.report import OutputParity
 from edgeattn.reports.text import number
 from edgeattn.tensors import format_shape
 from edgeattn.tolerance import Tolerance

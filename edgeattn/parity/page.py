@@ -10,7 +10,7 @@ from edgeattn.reports.svg import bars, histogram
 from edgeattn.reports.text import number
 
 if TYPE_CHECKING:
-    from edgeattn.reports.parity import OutputParity, ParityReport
+    from edgeattn.parity.report import OutputParity, ParityReport
 
 __all__ = ["parity_page"]
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from edgeattn.errors import ExportError, UnsupportedError, UsageError
 from edgeattn.export import ExportReport, export_model
-from edgeattn.fidelity import judge
+from edgeattn.export.fidelity import judge
 from edgeattn.graph import load_graph
 from edgeattn.model import Model, parse_dynamic, parse_inputs
 from edgeattn.tensors import random_feeds
@@ -355,5 +355,5 @@ def test_a_report_reads_as_text_and_as_json(tmp_path: Path) -> None:
 
 
 def test_importing_the_exporter_imports_no_torch() -> None:
-    code = "import sys, edgeattn.export, edgeattn.model, edgeattn.fidelity; sys.exit('torch' in sys.modules)"
+    code = "import sys, edgeattn.export, edgeattn.model, edgeattn.export.fidelity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

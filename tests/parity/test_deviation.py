@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeattn.deviation import Deviation
-from edgeattn.reports.parity import OutputParity
+from edgeattn.parity.deviation import Deviation
+from edgeattn.parity.report import OutputParity
 from edgeattn.tolerance import TOLERANCES
 
 Array = NDArray[Any]

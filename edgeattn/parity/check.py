@@ -15,12 +15,12 @@ from edgeattn.backends import open_session
 from edgeattn.backends.base import Session
 from edgeattn.data import batches as batched
 from edgeattn.data import load_recipe, open_data
-from edgeattn.deviation import Deviation
 from edgeattn.engine import read_sidecar
 from edgeattn.errors import InferenceError, InputError, UsageError
+from edgeattn.parity.deviation import Deviation
+from edgeattn.parity.reference import Reference, load_reference
+from edgeattn.parity.report import LatencyPair, ParityReport, ShapeParity, TopOne
 from edgeattn.profile import environment, measure
-from edgeattn.reference import Reference, load_reference, reference_from_graph, reference_from_model
-from edgeattn.reports.parity import LatencyPair, ParityReport, ShapeParity, TopOne
 from edgeattn.tensors import Profile, TensorSpec, corners, format_shape, numpy_dtype, random_feeds
 from edgeattn.tolerance import tolerance_for
 
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds, Shape
 
     Batch = tuple[Sequence[str], Feeds, Sequence[int] | None]
-
-__all__ = [
-    "ParityReport",
-    "Reference",
-    "check_parity",
-    "compare_files",
-    "reference_from_graph",
-    "reference_from_model",
-]
 
 METRICS = ("top1",)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from edgeattn.errors import ExportError, InputError, UnsupportedError
 from edgeattn.graph import Graph
+from edgeattn.interpreter import run_as_written
 from edgeattn.model import Model
 from edgeattn.tensors import TensorSpec, format_shape, random_feeds
 from edgeattn.tolerance import TOLERANCES
@@ -60,7 +60,7 @@ def check_fidelity(graph: Graph, model: Model, dynamic: Dynamic | None = None) -
     """
     _require_repeatable(model)
     try:
-        run = graph_runner(graph)
+        run = run_as_written(graph)
     except Exception as err:
         raise ExportError(f"the exported graph cannot be loaded: {reason(err)}") from err
     checks = []
@@ -77,31 +77,6 @@ def check_fidelity(graph: Graph, model: Model, dynamic: Dynamic | None = None) -
             raise ExportError(f"the exported graph fails at {case}: {reason(err)}; the module runs") from err
         checks.append(_compare(graph, model, _Run(case, feeds, expected, got)))
     return tuple(checks)
-
-
-def graph_runner(graph: Graph, every: bool = False) -> Callable[[Feeds], dict[str, Array]]:
-    """A function that runs the graph as it is written: onnxruntime without optimisations, or onnx's own evaluator.
-
-    With `every`, it returns each node's results and not only the graph's outputs.
-    """
-    proto = graph.proto()
-    if every:
-        known = {value.name for value in proto.graph.output}
-        names = [name for node in proto.graph.node for name in node.output if name and name not in known]
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    names = [value.name for value in proto.graph.output]
-    try:
-        import onnxruntime
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        evaluator = ReferenceEvaluator(proto)
-        return lambda feeds: dict(zip(names, evaluator.run(None, dict(feeds)), strict=True))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
 def base_shapes(inputs: Sequence[TensorSpec]) -> dict[str, Shape]:
@@ -197,7 +172,7 @@ def first_difference(graph: Graph, model: Model, feeds: Feeds, output: str, rela
     Every value that the module computes on the way is recorded. Going back from the output, a value that PyTorch has
     too is right; the rest are suspects, and the first of them in the graph's order is where the two part.
     """
-    found = graph_runner(graph, every=True)(feeds)
+    found = run_as_written(graph, every=True)(feeds)
     values = {name: array for name, array in found.items() if isinstance(array, (np.ndarray, np.generic))}
     seen = _record(model, feeds)
     close = min(max(relative / 10, TOLERANCES["float32"].floor), 1e-3)

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeattn.errors import EdgeAttnError, InferenceError, UnsupportedError, one_line
-from edgeattn.fidelity import graph_runner
 from edgeattn.graph import Graph, load_graph
+from edgeattn.interpreter import run_as_written
 from edgeattn.tensors import TensorSpec, numpy_dtype
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load_reference(target: str, weights: Path | None = None) -> Reference:
 
 def _runner(graph: Graph, source: str) -> Callable[[Feeds], list[Array]]:
     try:
-        call = graph_runner(graph)
+        call = run_as_written(graph)
     except EdgeAttnError:
         raise
     except Exception as err:
