@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from edgeattn.errors import InputError, UsageError
+from edgeattn.errors import UsageError
 from edgeattn.graph import Graph, dtype_name
+from edgeattn.normalise import infer_types, inlined, upgraded
 from edgeattn.precision.islands import MOVES, Islands, islands
 from edgeattn.precision.signatures import bound, constant, is_float32, lowerable, op, signature
 from edgeattn.tensors import dtype_named
 
 HIGH = ir.DataType.FLOAT
 BFLOAT16_OPSET = 22  # the first in which Conv and pooling take bfloat16
-SMALL_TENSOR = 64  # elements; shape inference reads small constants
 NAMED_NODES = 3
 
 
@@ -72,59 +71,20 @@ def _holds(model: ir.Model, low: ir.DataType) -> bool:
 
 def _prepared(graph: Graph, low: ir.DataType) -> ir.Model:
     """A copy with functions inlined, every value typed where types can be known, and every node named."""
-    model = graph.model.clone()
-    if model.functions:
-        common.InlinePass()(model)
-        common.RemoveUnusedOpsetsPass()(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    if low == ir.DataType.BFLOAT16 and Graph(model).opset < BFLOAT16_OPSET:
-        model = _converted(model, BFLOAT16_OPSET)
+    model = inlined(graph.model)
+    if low == ir.DataType.BFLOAT16:
+        model = upgraded(model, BFLOAT16_OPSET)
     common.NameFixPass()(model)
     if any(value.type is None for node in model.graph for value in node.outputs if value.name):
-        _infer_types(model)
+        infer_types(model)
+        _share_types(model)
     return model
 
 
-def _converted(model: ir.Model, opset: int) -> ir.Model:
-    """The model in a newer operator set."""
-    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(_without_weights(model), opset))
-    except RuntimeError as err:
-        raise InputError(
-            f"cannot convert the graph from opset {Graph(model).opset} to {opset}, which bfloat16 needs: "
-            f"{str(err).splitlines()[0]}; export it with opset {opset}"
-        ) from err
-    for value in [value for value in converted.graph.inputs if value.name in weights]:
-        converted.graph.inputs.remove(value)
-        value.const_value = weights[value.name or ""]
-        converted.graph.register_initializer(value)
-    return converted
-
-
-def _without_weights(model: ir.Model) -> onnx.ModelProto:
-    """The model with its large weights turned into inputs: protobuf ends at 2 GiB, and copying them costs time."""
-    light = model.clone()
-    for name, value in tuple(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.size > SMALL_TENSOR:
-            light.graph.inputs.append(
-                ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
-            )
-            del light.graph.initializers[name]
-    return ir.to_proto(light)
-
-
-def _infer_types(model: ir.Model) -> None:
-    """Type every value: by ONNX's inference, and behind unknown operators by sharing a type variable."""
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
-    infos = {info.name: info.type for info in inferred.value_info}
+def _share_types(model: ir.Model) -> None:
+    """Type what ONNX's inference cannot, behind unknown operators, by sharing a type variable."""
     opset = Graph(model).opset
     for node in chain(model.graph, reversed(model.graph)):
-        for value in node.outputs:
-            if value.type is None and value.name in infos:
-                value.type = ir.serde.deserialize_type_proto_for_type(infos[value.name])
-                value.shape = ir.serde.deserialize_type_proto_for_shape(infos[value.name])
         known = {name: value.type for name, value in bound(node, opset) if value.type is not None}
         for name, value in bound(node, opset):
             value.type = value.type or known.get(name)

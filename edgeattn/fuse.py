@@ -1,0 +1,168 @@
+"""Graph -> Graph + FusionReport: every attention becomes one canonical node, and what was nearly one is named.
+
+A canonical node carries its plain decomposition as a model-local function, so the file runs anywhere; a backend with
+something better replaces the node (`edgeattn.lowering`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx.parser
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from edgeattn.errors import InputError
+from edgeattn.graph import Graph
+from edgeattn.normalise import infer_types, inlined, upgraded
+from edgeattn.ops import ALL_OPS
+from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One attention in a graph: `name` is its node in the fused graph, `nodes` what it was made of."""
+
+    op: str
+    variant: str
+    name: str
+    nodes: tuple[str, ...]
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A near miss: what it might have been, its nodes, and why it was left alone."""
+
+    candidate: str
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What was found, in the order of the graph, what was missed, and what kept the graph from being searched."""
+
+    found: tuple[Found, ...] = ()
+    missed: tuple[Missed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: `attention` and `missed` as `edgeattn inspect --json` prints them."""
+        attention = [
+            {"op": item.op, "variant": item.variant, "name": item.name, "nodes": list(item.nodes), **asdict(item.facts)}
+            for item in self.found
+        ]
+        return {"attention": attention, "missed": [asdict(item) for item in self.missed], "notes": list(self.notes)}
+
+
+def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, FusionReport]:
+    """Replace every attention by its canonical node; the given graph stays as it is.
+
+    The result computes what the graph computes: a match is exact or it is none. Where nothing is found, the same graph
+    comes back.
+    """
+    searched, notes = _prepared(graph)
+    if searched is None:
+        return graph, FusionReport(notes=notes)
+    found: dict[ir.Node, Found] = {}
+    missed: dict[ir.Node, Missed] = {}
+    for op in ops:
+        for item in list(op.find(searched.model.graph)):
+            if isinstance(item, Miss):
+                missed.setdefault(item.anchor, Missed(op.name, _names(item.nodes, found), item.reason))
+            elif item.output.uses() or item.output.is_graph_output():  # else an earlier match has taken it
+                node = _replace(searched, op, item)
+                names = _names(item.nodes, found)
+                for part in item.nodes:
+                    found.pop(part, None)
+                found[node] = Found(op.name, item.variant, node.name or "", names, item.facts)
+        common.RemoveUnusedNodesPass()(searched.model)
+    order = {node: place for place, node in enumerate(searched.model.graph)}
+    report = FusionReport(
+        tuple(found[node] for node in sorted(found, key=lambda node: order[node])),
+        tuple(item for anchor, item in missed.items() if anchor in order),
+        notes,
+    )
+    if not found:
+        return graph, report
+    searched.model.opset_imports[DOMAIN] = VERSION
+    common.RemoveUnusedFunctionsPass()(searched.model)
+    common.RemoveUnusedOpsetsPass()(searched.model)
+    return searched, report
+
+
+def _prepared(graph: Graph) -> tuple[Graph | None, tuple[str, ...]]:
+    """A copy in the form that ops search: functions inlined, opset 18 or newer, constants as initializers, typed."""
+    try:
+        model = upgraded(inlined(graph.model), MIN_OPSET)
+    except InputError as err:
+        return None, (f"not searched for attention: {err}",)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.IdentityEliminationPass()(model)
+    common.NameFixPass()(model)
+    if any(value.shape is None for node in model.graph for value in node.outputs):
+        infer_types(model)
+    return Graph(model, graph.path, graph.source_sha256), ()
+
+
+def _replace(graph: Graph, op: AttentionOp, match: Match) -> ir.Node:
+    """Insert the canonical node and what brings its operands and result into layout, in place of the output's node."""
+    main, output, place = graph.model.graph, match.output, match.output.producer()
+    assert place is not None
+    tape = Tape()
+    node = ir.Node(
+        DOMAIN,
+        op.name,
+        match.inputs(tape),
+        ir.convenience.convert_attributes(match.attributes),
+        overload=match.variant,
+        name=_free(_module_of(match.anchor) or op.name, {node.name for node in main}),
+        metadata_props=dict(match.anchor.metadata_props),
+    )
+    tape.nodes.append(node)
+    result = match.finish(tape, node.outputs[0])
+    taken = {value.name for other in main for value in other.outputs} | {value.name for value in main.inputs}
+    taken |= set(main.initializers)
+    for value in (*tape.constants, *(made.outputs[0] for made in tape.nodes)):
+        value.name = _free(f"{node.name}/{value.name or 'value'}", taken)
+        taken.add(value.name)
+    for value in tape.constants:
+        main.register_initializer(value)
+    main.insert_before(place, tape.nodes)
+    result.type, result.shape = output.type, output.shape
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    result.name, output.name = output.name, result.name
+    _add_function(graph, op, match.variant)
+    return node
+
+
+def _add_function(graph: Graph, op: AttentionOp, variant: str) -> None:
+    key = (DOMAIN, op.name, variant)
+    if key not in graph.model.functions:
+        header = f'<domain: "{DOMAIN}", opset_import: ["": {graph.opset}], overload: "{variant}">\n'
+        proto = onnx.parser.parse_function(header + op.function(variant))
+        graph.model.functions[key] = ir.serde.deserialize_function(proto)
+
+
+def _module_of(node: ir.Node) -> str:
+    """The PyTorch module a node was traced in, where the exporter left its path."""
+    scopes = node.metadata_props.get(SCOPES)
+    return str(["", *ast.literal_eval(scopes)][-2]) if scopes else ""
+
+
+def _free(name: str, taken: Collection[str | None]) -> str:
+    if name not in taken:
+        return name
+    return next(free for free in (f"{name}_{number}" for number in range(1, len(taken) + 2)) if free not in taken)
+
+
+def _names(nodes: tuple[ir.Node, ...], found: Mapping[ir.Node, Found]) -> tuple[str, ...]:
+    """Names of nodes of the original graph: a canonical node stands for those it replaced."""
+    parts = ((node.name or "",) if node not in found else found[node].nodes for node in nodes)
+    return tuple(dict.fromkeys(name for part in parts for name in part))
