@@ -16,7 +16,10 @@ from edgeattn.backends import backend_named, choose_backend
 from edgeattn.backends.base import BuildConfig
 from edgeattn.engine import Engine, Sidecar, write_engine
 from edgeattn.errors import GateError, UnsupportedError
+from edgeattn.fuse import Missed, fuse
 from edgeattn.graph import Graph, load_graph, with_profile
+from edgeattn.inspect import AttentionInfo, attention_in
+from edgeattn.lowering import to_backend
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.fp16 import lower
 from edgeattn.reports.text import table
@@ -36,6 +39,8 @@ class BuildPlan:
     backend: str
     why: str
     config: BuildConfig
+    attention: tuple[AttentionInfo, ...] = ()
+    missed: tuple[Missed, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -47,9 +52,18 @@ class BuildPlan:
             *(("input", f"{name}: {spread}") for name, spread in self.config.profile.items()),
             *(("output", str(spec)) for spec in self.typed.outputs),
             ("targets", ", ".join(self.config.targets) or "this machine"),
+            *self.attention_rows(),
             *(("note", note) for note in self.notes),
         ]
         return table(rows)
+
+    def attention_rows(self) -> list[tuple[str, str]]:
+        """For people: what each attention is run with, and what was nearly one."""
+        chosen = ((item, item.plans[self.backend]) for item in self.attention)
+        return [
+            *(("attention", f"{item}: {plan.runs}{f' ({plan.why})' if plan.why else ''}") for item, plan in chosen),
+            *(("missed", str(item)) for item in self.missed),
+        ]
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class BuildReport:
             *(("input", f"{spec} [{self.sidecar.profile[spec.name]}]") for spec in self.sidecar.inputs),
             *(("output", f"{spec.name}: {spec.dtype} {format_shape(spec.shape)}") for spec in self.sidecar.outputs),
             ("precision", f"asked {asked}; layers {_shares(precision.compute, str)}"),
+            *self.plan.attention_rows(),
             *(("note", note) for note in (*self.plan.notes, *precision.notes)),
             ("check", _verdict(self.parity) if self.parity else f"not run: {self.unchecked}"),
         ]
@@ -87,6 +102,8 @@ class BuildReport:
         return {
             "engine": str(self.path),
             "why": self.plan.why,
+            "attention": [item.to_json() for item in self.plan.attention],
+            "missed": [dataclasses.asdict(item) for item in self.plan.missed],
             "notes": list(self.plan.notes),
             "sidecar": dataclasses.asdict(self.sidecar),
             "checked": self.parity is not None,
@@ -113,17 +130,20 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
         profile = config.profile or resolve_profile(
             graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes
         )
+    with _timed(seconds, "fuse"):
+        fused, found = fuse(graph)
+        typed = with_profile(to_backend(fused, name), profile)
+        notes = found.notes
     with _timed(seconds, "type"):
-        typed = with_profile(graph, profile)
-        notes: tuple[str, ...] = ()
         if config.precision in LOW_PRECISIONS:
             lowered = lower(typed, config.precision, config.keep_io_types)
-            typed, notes = lowered.graph, lowered.notes
+            typed, notes = lowered.graph, (*notes, *lowered.notes)
         config = dataclasses.replace(config, precision=config.precision or _own_precision(graph), profile=profile)
         reasons = backend_named(name).unsupported(typed)
         if reasons:
             raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)
-    return BuildPlan(graph, typed, name, why, config, notes, seconds)
+    attention = attention_in(fused, found.found, config.precision)
+    return BuildPlan(graph, typed, name, why, config, attention, found.missed, notes, seconds)
 
 
 def build_engine(

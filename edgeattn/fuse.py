@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import onnx.parser
 import onnx_ir as ir
@@ -43,6 +42,9 @@ class Missed:
     nodes: tuple[str, ...]
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.candidate} at {', '.join(self.nodes[:1])}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class FusionReport:
@@ -51,14 +53,6 @@ class FusionReport:
     found: tuple[Found, ...] = ()
     missed: tuple[Missed, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: `attention` and `missed` as `edgeattn inspect --json` prints them."""
-        attention = [
-            {"op": item.op, "variant": item.variant, "name": item.name, "nodes": list(item.nodes), **asdict(item.facts)}
-            for item in self.found
-        ]
-        return {"attention": attention, "missed": [asdict(item) for item in self.missed], "notes": list(self.notes)}
 
 
 def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, FusionReport]:
@@ -92,8 +86,9 @@ def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, F
     if not found:
         return graph, report
     searched.model.opset_imports[DOMAIN] = VERSION
-    common.RemoveUnusedFunctionsPass()(searched.model)
+    common.RemoveUnusedFunctionsPass()(searched.model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(searched.model)
+    infer_types(searched.model)
     return searched, report
 
 

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeattn.backends import BACKENDS
 from edgeattn.engine import Sidecar, read_sidecar, sidecar_path
-from edgeattn.graph import load_graph
+from edgeattn.fuse import Found, Missed, fuse
+from edgeattn.graph import Graph, load_graph
+from edgeattn.lowering import Plan, plan
 from edgeattn.reports.text import table
 from edgeattn.tensors import TensorSpec, format_size
+
+
+@dataclass(frozen=True)
+class AttentionInfo:
+    """One attention: what it is, and what each backend will run it with, in float16 on TensorRT."""
+
+    found: Found
+    plans: Mapping[str, Plan]
+
+    def __str__(self) -> str:
+        facts = self.found.facts
+        sizes = ", ".join(f"{name} {size}" for name, size in facts.sizes.items())
+        cost = f"; {facts.flops / 1e6:.3g} MFLOP" if facts.flops is not None else ""
+        return f"{self.found.op} {self.found.name} ({sizes}{cost})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `bytes` are of one sample, decomposed and fused."""
+        found, facts = self.found, self.found.facts
+        return {
+            "op": found.op,
+            "variant": found.variant,
+            "name": found.name,
+            "nodes": list(found.nodes),
+            "shape": dict(facts.sizes),
+            "flops": facts.flops,
+            "bytes": {"decomposed": facts.bytes_decomposed, "fused": facts.bytes_fused},
+            "plan": {backend: dataclasses.asdict(item) for backend, item in self.plans.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -27,6 +58,9 @@ class GraphInfo:
     functions: tuple[str, ...]
     parameters: int
     weights: Mapping[str, int]
+    attention: tuple[AttentionInfo, ...]
+    missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
     sha256: str
 
     def __str__(self) -> str:
@@ -38,13 +72,34 @@ class GraphInfo:
             *(("function", name) for name in self.functions),
             ("parameters", f"{self.parameters:,}"),
             *(("weights", f"{dtype} {format_size(size)}") for dtype, size in self.weights.items()),
+            *self._attention_rows(),
+            *(("missed", str(item)) for item in self.missed),
+            *(("note", note) for note in self.notes),
             ("sha256", self.sha256),
         ]
         return table(rows)
 
+    def _attention_rows(self) -> Iterator[tuple[str, str]]:
+        for item in self.attention:
+            yield "attention", str(item)
+            by_plan: dict[Plan, list[str]] = {}
+            for backend, chosen in item.plans.items():
+                by_plan.setdefault(chosen, []).append(backend)
+            for chosen, backends in by_plan.items():
+                yield "", f"  {', '.join(backends)}: {chosen.runs}{f' ({chosen.why})' if chosen.why else ''}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values under the field names."""
-        return {"kind": "graph", **dataclasses.asdict(self), "path": str(self.path)}
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {
+            "kind": "graph",
+            **plain,
+            "path": str(self.path),
+            "inputs": [dataclasses.asdict(spec) for spec in self.inputs],
+            "outputs": [dataclasses.asdict(spec) for spec in self.outputs],
+            "attention": [item.to_json() for item in self.attention],
+            "missed": [dataclasses.asdict(item) for item in self.missed],
+        }
 
 
 @dataclass(frozen=True)
@@ -88,6 +143,7 @@ def inspect_file(path: str | Path, trust: bool = False) -> GraphInfo | EngineInf
     if sidecar_path(path).exists():
         return EngineInfo(path, read_sidecar(path, trust))
     graph = load_graph(path)
+    fused, report = fuse(graph)
     return GraphInfo(
         path=path,
         producer=" ".join(filter(None, (graph.model.producer_name, graph.model.producer_version))),
@@ -98,7 +154,19 @@ def inspect_file(path: str | Path, trust: bool = False) -> GraphInfo | EngineInf
         functions=tuple(f"{domain}::{name}" for domain, name, _ in graph.model.functions),
         parameters=graph.parameter_count,
         weights=graph.weight_bytes(),
+        attention=attention_in(fused, report.found, "float16"),
+        missed=report.missed,
+        notes=report.notes,
         sha256=graph.sha256,
+    )
+
+
+def attention_in(fused: Graph, found: Sequence[Found], precision: str) -> tuple[AttentionInfo, ...]:
+    """What runs each attention of a fused graph, per backend."""
+    nodes = {node.name: node for node in fused.model.graph}
+    return tuple(
+        AttentionInfo(item, {backend: plan(nodes[item.name], backend, precision) for backend in BACKENDS})
+        for item in found
     )
 
 

@@ -27,10 +27,10 @@ ORDER = re.findall(
     errors
     tensors files tolerance images weights
     external protos onnxchild inference validate
-    graph engine reports inspect interpreter
+    graph engine reports interpreter normalise
     ops kernels
-    nn model export fuse
-    backends
+    nn model export fuse lowering
+    backends inspect
     data precision
     profile run parity camera
     zoo

@@ -84,7 +84,7 @@ class Tape:
     def constant(self, array: Any) -> ir.Value:
         """A new initializer with this numpy array."""
         tensor = ir.tensor(array)
-        value = ir.Value(const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        value = ir.Value(const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
         self.constants.append(value)
         return value
 

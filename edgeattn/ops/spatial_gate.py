@@ -38,7 +38,9 @@ def function(variant: str) -> str:
         }}"""
 
 
-def reference(variant: str, x: Tensor, w: Tensor, b: Tensor, pads: Sequence[int], kernel_shape: Sequence[int]) -> Tensor:
+def reference(
+    variant: str, x: Tensor, w: Tensor, b: Tensor, pads: Sequence[int], kernel_shape: Sequence[int]
+) -> Tensor:
     """The formula in PyTorch; `kernel_shape` is that of `w`."""
     import torch
     from torch.nn import functional as F
