@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from edgeattn.errors import InputError
 from edgeattn.graph import Graph
-from edgeattn.normalise import infer_types, inlined, upgraded
+from edgeattn.normalise import infer_types, inlined, settle_shapes, upgraded
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
 
@@ -101,8 +101,7 @@ def _prepared(graph: Graph) -> tuple[Graph | None, tuple[str, ...]]:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     common.NameFixPass()(model)
-    if any(value.shape is None for node in model.graph for value in node.outputs):
-        infer_types(model)
+    settle_shapes(model)
     return Graph(model, graph.path, graph.source_sha256), ()
 
 

@@ -1,0 +1,220 @@
+"""AttentionGate: one weight for each position of a skip connection, from it and a coarser gating signal.
+
+    AttentionGate(x, g, wx, wg, b, wp, bp) = x * sigmoid(conv(relu(conv(x, wx) + conv(g, wg) + b), wp) + bp)
+
+x (B, C, H, W), g (B, G, H, W), wx (F, C, 1, 1), wg (F, G, 1, 1), b (F), wp (1, F, 1, 1), bp (1): variant "same", all
+at one resolution. In variant "coarse" the gate is computed on a smaller map and resampled to x's size:
+
+    AttentionGate(x, p, wx, b, wp, bp) = x * resize(sigmoid(conv(relu(conv(x, wx) + b + p), wp) + bp))
+
+with p (B, F, h, w) the projected signal, already of the size that the convolution of x (any kernel and stride) gives.
+Normalisation in inference is folded into the weights.
+
+Source: Oktay et al., "Attention U-Net", 2018, arXiv 1804.03999, section 2, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeattn.ops import walk
+from edgeattn.ops.base import AttentionOp, Case, Facts, Match, Miss
+from edgeattn.ops.layers import Layer, Unlike, elements, itemsize, layer, sizes, unspread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgeattn.tensors import Array
+
+Attributes = Mapping[str, str | Sequence[int]]
+
+
+def function(variant: str) -> str:
+    """The body for `same` or `coarse`."""
+    if variant == "same":
+        return """
+        AttentionGate (x, g, wx, wg, b, wp, bp) => (y) {
+            theta = Conv (x, wx, b)
+            phi = Conv (g, wg)
+            sum = Add (theta, phi)
+            active = Relu (sum)
+            z = Conv (active, wp, bp)
+            weights = Sigmoid (z)
+            y = Mul (x, weights)
+        }"""
+    return """
+        AttentionGate <strides, pads, kernel_shape, mode, coordinates, nearest> (x, p, wx, b, wp, bp) => (y) {
+            theta = Conv <strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape> (x, wx, b)
+            sum = Add (theta, p)
+            active = Relu (sum)
+            z = Conv (active, wp, bp)
+            weights = Sigmoid (z)
+            outer = Shape <start = 0, end = 2> (weights)
+            inner = Shape <start = 2> (x)
+            size = Concat <axis = 0> (outer, inner)
+            resized = Resize <mode: string = @mode, coordinate_transformation_mode: string = @coordinates,
+                              nearest_mode: string = @nearest> (weights, , , size)
+            y = Mul (x, resized)
+        }"""
+
+
+def reference(variant: str, x: Tensor, *inputs: Tensor, **attributes: str | Sequence[int]) -> Tensor:
+    """The formula in PyTorch; `coarse` knows the resampling that PyTorch itself exports.
+
+    Raises:
+        ValueError: PyTorch has no such resampling.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    if variant == "same":
+        g, wx, wg, b, wp, bp = inputs
+        return x * torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, wx, b) + F.conv2d(g, wg)), wp, bp))
+    p, wx, b, wp, bp = inputs
+    top, left, bottom, right = (int(pad) for pad in attributes["pads"])
+    theta = F.conv2d(F.pad(x, (left, right, top, bottom)), wx, b, stride=tuple(attributes["strides"]))  # type: ignore[arg-type]
+    weights = torch.sigmoid(F.conv2d(F.relu(theta + p), wp, bp))
+    how = attributes["mode"], attributes["coordinates"]
+    known = {
+        ("nearest", "asymmetric"): {"mode": "nearest"},
+        ("linear", "half_pixel"): {"mode": "bilinear"},
+        ("linear", "pytorch_half_pixel"): {"mode": "bilinear"},
+        ("linear", "align_corners"): {"mode": "bilinear", "align_corners": True},
+    }
+    if how not in known:
+        raise ValueError(f"PyTorch does not resample as {how}; known: {', '.join(map(str, known))}")
+    return x * F.interpolate(weights, size=x.shape[2:], **known[how])  # type: ignore[arg-type]
+
+
+def find(graph: ir.Graph) -> Iterator[Match | Miss]:
+    """From every product of a map and a plane, back through sigmoid, psi and ReLU to the sum of two projections."""
+    for node in graph:
+        if node.op_type != "Mul" or node.domain:
+            continue
+        for x, weights in (node.inputs, node.inputs[::-1]):
+            shape = walk.dims(x)
+            if x is None or weights is None or shape is None or len(shape) != 4 or not isinstance(shape[1], int):
+                continue
+            try:
+                match = _match(node, x, weights)
+            except Unlike as err:
+                yield Miss("AttentionGate", node, (node,), str(err))
+                break
+            if match is not None:
+                yield match
+                break
+
+
+def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
+    expand = walk.made_by(weights, "Expand")
+    inner = weights if expand is None else expand.inputs[0]
+    resize = walk.made_by(inner, "Resize")
+    sigmoid = walk.made_by(inner if resize is None else resize.inputs[0], "Sigmoid")
+    psi = layer(sigmoid.inputs[0]) if sigmoid is not None and sigmoid.inputs[0] is not None else None
+    relu = walk.made_by(psi.source, "Relu") if psi is not None else None
+    add = walk.made_by(relu.inputs[0], "Add") if relu is not None else None
+    if psi is None or add is None or psi.weight.ndim != 4 or psi.weight.shape[0] != 1 or psi.pointwise is None:
+        return None
+    left, right = add.inputs
+    if left is None or right is None or left.const_value is not None or right.const_value is not None:
+        return None
+    theta, other = _projection(x, left, right)
+    unspread(weights, x)
+    phi = layer(other)
+    attributes: Attributes = {}
+    if resize is None and theta.pointwise is not None and phi is not None and phi.pointwise is not None:
+        variant, signal, arrays = "same", phi.source, [theta.weight, phi.weight, _sum(theta.bias, phi.bias)]
+    else:
+        if resize is None:
+            raise Unlike("the projections are no 1x1 convolutions, and the gate is not resampled to the map's size")
+        variant, signal, arrays = "coarse", other, [theta.weight, theta.bias]
+        attributes = {**_window(theta), **_resampling(resize, x)}
+    arrays += [psi.weight, psi.bias]
+    return Match(
+        "AttentionGate",
+        variant,
+        node,
+        tuple(walk.between(node.outputs[0], {x, signal})),
+        node.outputs[0],
+        lambda tape: [x, signal, *(tape.constant(array) for array in arrays)],
+        attributes,
+        _facts(x, signal, arrays, walk.dims(sigmoid.outputs[0]) if sigmoid else None),
+    )
+
+
+def _projection(x: ir.Value, left: ir.Value, right: ir.Value) -> tuple[Layer, ir.Value]:
+    """The convolution of x among two summands, and the other summand."""
+    for one, other in ((left, right), (right, left)):
+        theta = layer(one)
+        if theta is not None and theta.source is x and theta.node.op_type == "Conv":
+            if walk.integer(theta.node, "group", 1) != 1:
+                raise Unlike(f"the projection {theta.node.name!r} is grouped, expected one group")
+            return theta, other
+    raise Unlike(f"neither summand is a convolution of {x.name!r}, which is weighed")
+
+
+def _sum(left: Array, right: Array) -> Array:
+    return (left.astype(np.float64) + right.astype(np.float64)).astype(left.dtype)
+
+
+def _window(theta: Layer) -> Attributes:
+    window = theta.window
+    if set(window["dilations"]) != {1}:
+        raise Unlike(f"the projection {theta.node.name!r} is dilated, expected an undilated convolution")
+    return {"strides": window["strides"], "pads": window["pads"], "kernel_shape": theta.weight.shape[2:]}
+
+
+def _resampling(resize: ir.Node, x: ir.Value) -> Attributes:
+    """A Resize's attributes.
+
+    Raises:
+        Unlike: it is not known to reach the size of x, or it is no plain nearest or linear one.
+    """
+    given = {name: attribute.value for name, attribute in resize.attributes.items()}
+    before, after, wanted = walk.dims(resize.inputs[0]), walk.dims(resize.outputs[0]), walk.dims(x)
+    if after is None or before is None or wanted is None or None in after or after[2:] != wanted[2:]:
+        raise Unlike(f"the gate is resampled to {after}, which is not known to be the size of {x.name!r}, {wanted}")
+    if len(resize.inputs) > 2 and (scales := walk.constant(resize.inputs[2])) is not None and scales.size:
+        pairs = zip(before, after, scales, strict=True)
+        if not all(isinstance(old, int) and old * float(scale) == new for old, new, scale in pairs if scale != 1):
+            raise Unlike("the gate is resampled by a factor, expected a size or a factor that gives it exactly")
+    elif len(resize.inputs) < 4:
+        raise Unlike("the gate is resampled by a factor that is computed, expected a constant or a size")
+    plain = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
+    mode, coordinates = given.get("mode", "nearest"), given.get("coordinate_transformation_mode", "half_pixel")
+    if mode not in ("nearest", "linear") or "axes" in given or coordinates == "tf_crop_and_resize":
+        raise Unlike(f"the gate is resampled by {mode!r} in {coordinates!r} coordinates, expected nearest or linear")
+    if any(given.get(name, default) != default for name, default in plain.items()):
+        raise Unlike("the gate is resampled with anti-aliasing or a fixed aspect, expected a plain Resize")
+    nearest = given.get("nearest_mode", "round_prefer_floor")
+    return {"mode": mode, "coordinates": coordinates, "nearest": nearest}
+
+
+def _facts(x: ir.Value, signal: ir.Value, arrays: Sequence[Array], plane: Sequence[int | str | None] | None) -> Facts:
+    named = {**sizes(x, "batch", "channels", "height", "width"), "inner": int(arrays[0].shape[0])}
+    count, other, width = elements(x), elements(signal), itemsize(x)
+    places = [dim for dim in (plane or ())[2:] if isinstance(dim, int)]
+    if count is None or other is None or len(places) != 2:
+        return Facts(named)
+    area, inner = places[0] * places[1], int(arrays[0].shape[0])
+    parameters = sum(array.size for array in arrays)
+    return Facts(
+        named,
+        flops=2 * area * parameters + 2 * area * inner + count,
+        bytes_decomposed=width * (3 * count + other + 8 * area * inner + 4 * area + parameters),
+        bytes_fused=width * (2 * count + other + parameters),
+    )
+
+
+def cases() -> Sequence[Case]:
+    """Modules that must match and that must not."""
+    from edgeattn.ops.attention_gate_cases import CASES
+
+    return CASES
+
+
+OP = AttentionOp("AttentionGate", "arXiv 1804.03999", find, function, reference, cases)

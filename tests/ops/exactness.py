@@ -1,0 +1,68 @@
+"""Graphs written by hand, and whether fusing them changed a number."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import torch
+
+from edgeattn.fuse import FusionReport, fuse
+from edgeattn.graph import Graph
+from edgeattn.interpreter import run_as_written
+from edgeattn.ops.base import DOMAIN, VERSION, AttentionOp
+from edgeattn.tensors import random_feeds
+from edgeattn.tolerance import tolerance_for
+from tests.graphs import Array
+
+
+def graph_of(signature: str, body: str, weights: dict[str, Array], opset: int = 18) -> Graph:
+    """The graph `signature { body }` in onnx's text form, these weights its initializers."""
+    text = f'<ir_version: 8, opset_import: ["": {opset}]> g {signature} {{ {body} }}'
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.checker.check_model(proto)
+    return Graph(ir.from_proto(proto))
+
+
+def weights_of(seed: int, dtype: str = "float32", **shapes: tuple[int, ...]) -> dict[str, Array]:
+    """Random weights by name."""
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def fused_exactly(graph: Graph, dtype: str = "float32") -> FusionReport:
+    """The report of fusing a graph, which must compute the same on random data before and after."""
+    fused, report = fuse(graph)
+    shapes = {spec.name: tuple(int(dim) for dim in spec.shape or ()) for spec in graph.inputs}
+    feeds = random_feeds(graph.inputs, shapes, seed=1)
+    for found, truth in zip(run_as_written(fused)(feeds).values(), run_as_written(graph)(feeds).values(), strict=True):
+        assert_close(found, truth, dtype)
+    return report
+
+
+def assert_close(found: Array, truth: Array, dtype: str = "float32") -> None:
+    assert found.shape == truth.shape
+    error = np.abs(found.astype(np.float64) - truth.astype(np.float64)).max(initial=0.0)
+    assert error <= tolerance_for(dtype).floor * max(float(np.abs(truth).max(initial=0.0)), 1e-3)
+
+
+def assert_body_is_reference(op: AttentionOp, variant: str, inputs: list[Array], **attributes: object) -> None:
+    """The ONNX body in onnxruntime against the PyTorch reference in float64."""
+    header = f'<domain: "{DOMAIN}", opset_import: ["": 18], overload: "{variant}">\n'
+    function = onnx.parser.parse_function(header + op.function(variant))
+    names = [f"in{index}" for index in range(len(inputs))]
+    node = onnx.helper.make_node(op.name, names, ["y"], domain=DOMAIN, overload=variant, **attributes)
+    made = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info(n, 1, a.shape) for n, a in zip(names, inputs, strict=True)],
+        [onnx.helper.make_tensor_value_info("y", 1, inputs[0].shape)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid(DOMAIN, VERSION)]
+    proto = onnx.helper.make_model(made, opset_imports=opsets, functions=[function], ir_version=10)
+    onnx.checker.check_model(proto)
+    (found,) = run_as_written(Graph(ir.from_proto(proto)))(dict(zip(names, inputs, strict=True))).values()
+    tensors = [torch.from_numpy(array).double() for array in inputs]
+    assert_close(found, op.reference(variant, *tensors, **attributes).numpy())
