@@ -11,10 +11,10 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.backends.amx import avoid_broken_amx
+from edgeattn.backends.amx import ISA_VARIABLE, ISA_WITHOUT_AMX, avoid_broken_amx
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
 from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
-from edgeattn.errors import BuildError, InferenceError, InputError, one_line
+from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
 from edgeattn.graph import Graph
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ NAME = "openvino"
 DOMAINS = ("", "com.microsoft")
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
+_cores: list[str] = []  # the precisions of this process's cores, in order
 _NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf"}
 
 
@@ -102,7 +103,13 @@ def load(engine: Engine) -> Session:
 
 def _core(precision: str) -> tuple[ov.Core, list[str]]:
     """OpenVINO's entry, and what had to be done for it to survive."""
+    _cores.append(precision)
     avoided = avoid_broken_amx() if precision == "bfloat16" else ""
+    if avoided and _cores[0] != "bfloat16":
+        raise UnsupportedError(
+            f"this machine stops programs that use its AMX, and oneDNN reads only once that it must not, which was for "
+            f"{_cores[0]}: use bfloat16 first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
+        )
     import openvino as ov
 
     return ov.Core(), [avoided] if avoided else []

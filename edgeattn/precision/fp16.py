@@ -77,6 +77,7 @@ def _prepared(graph: Graph, low: ir.DataType) -> ir.Model:
         common.InlinePass()(model)
         common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, 4)  # before that, every initializer had to be an input
     if low == ir.DataType.BFLOAT16 and Graph(model).opset < BFLOAT16_OPSET:
         model = _converted(model, BFLOAT16_OPSET)
     common.NameFixPass()(model)
@@ -90,7 +91,7 @@ def _converted(model: ir.Model, opset: int) -> ir.Model:
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     try:
         converted = ir.from_proto(onnx.version_converter.convert_version(_without_weights(model), opset))
-    except RuntimeError as err:
+    except (RuntimeError, onnx.version_converter.ConvertError) as err:
         raise InputError(
             f"cannot convert the graph from opset {Graph(model).opset} to {opset}, which bfloat16 needs: "
             f"{str(err).splitlines()[0]}; export it with opset {opset}"
