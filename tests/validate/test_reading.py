@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper
 
-from edgeattn import inference, onnxchild
 from edgeattn.errors import InputError
 from edgeattn.graph import Graph
-from edgeattn.validate import MAX_NODES, read_model
+from edgeattn.validate import inference, onnxchild
+from edgeattn.validate.reading import MAX_NODES, read_model
 from tests.protos import (
     FLOAT,
     INT64,
@@ -193,7 +193,7 @@ def test_file_that_is_no_model_is_refused(name: str, tmp_path: Path) -> None:
 def test_file_of_countless_small_fields_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeattn.protos.MAX_FIELDS", 10_000)
+    monkeypatch.setattr("edgeattn.validate.protos.MAX_FIELDS", 10_000)
     path = write(onnx.ModelProto(graph=onnx.GraphProto(node=[onnx.NodeProto()] * 10_000)), tmp_path / "m.onnx")
     monkeypatch.setattr(onnx.ModelProto, "FromString", None)
     assert "more than 10000 fields" in refused(path)

@@ -23,9 +23,9 @@ from google.protobuf.message import DecodeError, Message
 
 from edgeattn import files
 from edgeattn.errors import InputError, first_cause, one_line, quote
-from edgeattn.external import external_files
-from edgeattn.inference import adopt_types, infer_types
-from edgeattn.protos import (
+from edgeattn.validate.external import external_files
+from edgeattn.validate.inference import adopt_types, infer_types
+from edgeattn.validate.protos import (
     BITS,
     EXTERNAL,
     STRING,
