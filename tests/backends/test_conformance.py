@@ -17,6 +17,7 @@ from edgeattn.backends.base import Backend, BuildConfig, Session
 from edgeattn.engine import Engine, Precision, write_engine
 from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
 from edgeattn.graph import Graph
+from edgeattn.precision.fp16 import lower
 from edgeattn.tensors import TensorSpec, random_feeds, resolve_profile
 from edgeattn.tolerance import tolerance_for
 from tests.graphs import FLOAT, INT64, GraphCase, gathered_gate, graph_of, self_attention
@@ -200,3 +201,30 @@ def test_bfloat16_after_another_precision_is_refused_where_amx_is_broken(monkeyp
     monkeypatch.setattr(openvino, "_cores", ["float32"])
     with pytest.raises(UnsupportedError, match="ONEDNN_MAX_CPU_ISA"):
         openvino.build(self_attention().graph, BuildConfig(precision="bfloat16"))
+
+
+def test_an_input_that_nothing_reads_is_taken_and_ignored(backend: Backend) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    graph = graph_of([node], [("x", FLOAT, [2]), ("unread", FLOAT, [3])], [("y", FLOAT, [2])])
+    with load(backend, graph) as session:
+        found = session.run({"x": np.array([-1, 2], np.float32), "unread": np.zeros(3, np.float32)})
+    np.testing.assert_array_equal(found["y"], [0, 2])
+
+
+def test_openvino_does_not_lower_what_the_graph_keeps_in_float32() -> None:
+    backend = backend_named("openvino")
+    if backend.missing():
+        pytest.skip("; ".join(backend.missing()))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Mul", ["a", "large"], ["b"], name="beyond"),
+        helper.make_node("Mul", ["b", "small"], ["y"], name="back"),
+    ]
+    weights = {"w": np.eye(8, dtype=np.float32), "large": np.float32([1e6]), "small": np.float32([1e-6])}
+    graph = lower(graph_of(nodes, [("x", FLOAT, [1, 8])], [("y", FLOAT, [1, 8])], weights), "float16").graph
+    config = BuildConfig(precision="float16", profile=resolve_profile(graph.inputs))
+    engine = backend.build(graph, config)
+    x = np.arange(1, 9, dtype=np.float32)[None]
+    with backend.load(engine) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], x, rtol=1e-2)
+    assert any("float32" in note for note in engine.sidecar.precision.notes)
