@@ -11,22 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from edgeattn import __version__, files
 from edgeattn.backends import backend_named, choose_backend
 from edgeattn.backends.base import BuildConfig
-from edgeattn.engine import Engine, Sidecar, write_engine
-from edgeattn.errors import GateError, UnsupportedError
+from edgeattn.engine import Engine, Sidecar, sidecar_path, write_engine
+from edgeattn.errors import GateError, UnsupportedError, UsageError
 from edgeattn.fuse import Missed, fuse
-from edgeattn.graph import Graph, load_graph, with_profile
+from edgeattn.graph import Graph, dtype_name, load_graph, with_profile
 from edgeattn.inspect import AttentionInfo, attention_in
 from edgeattn.lowering import to_backend
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.fp16 import lower
 from edgeattn.reports.text import table
-from edgeattn.tensors import format_shape, format_size, resolve_profile
+from edgeattn.tensors import DTYPES, format_shape, format_size, resolve_profile
 
 LOW_PRECISIONS = ("float16", "bfloat16")
 SHORT_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_TENSORRT_SETTINGS = (
+    "workspace", "timing_cache", "opt_level", "version_compatible", "hardware_compatibility", "tf32",
+)  # fmt: skip
 _PRIVATE = ("progress", "profile", "min_shapes", "opt_shapes", "max_shapes")
 
 
@@ -118,22 +123,25 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
 
     Raises:
         InputError: the file is refused.
-        UsageError: shapes that the graph does not admit.
-        UnsupportedError: no backend fits, or the chosen one lacks an operator; lists all of them.
+        UsageError: shapes that the graph does not admit, or a precision that no graph is lowered to.
+        UnsupportedError: no backend fits, or the chosen one lacks the targets or an operator; lists every reason.
     """
     config = config or BuildConfig()
+    if config.precision and config.precision not in SHORT_NAMES:
+        raise UsageError(f"cannot build in {config.precision!r}; known: {', '.join(SHORT_NAMES.values())}")
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         graph = source if isinstance(source, Graph) else load_graph(source)
     with _timed(seconds, "choose"):
         name, why = choose_backend(backend)
+        _require_tensors(graph)
         profile = config.profile or resolve_profile(
             graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes
         )
     with _timed(seconds, "fuse"):
         fused, found = fuse(graph)
         typed = with_profile(to_backend(fused, name), profile)
-        notes = found.notes
+        notes = (*_unused(config, name), *found.notes)
     with _timed(seconds, "type"):
         if config.precision in LOW_PRECISIONS:
             lowered = lower(typed, config.precision, config.keep_io_types)
@@ -165,6 +173,8 @@ def build_engine(
     """
     output = Path(output)
     plan = plan_build(source, config, backend)
+    for path in (output, sidecar_path(output)):
+        files.output_file(path, *plan.source.files)
     module = backend_named(plan.backend)
     seconds = dict(plan.seconds)
     found: list[ParityReport] = []
@@ -190,6 +200,20 @@ def build_engine(
             sidecar = write_engine(_described(engine, plan, output), output, finish)
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def _unused(config: BuildConfig, backend: str) -> tuple[str, ...]:
+    """What was asked for that only TensorRT has, in words; empty where it builds."""
+    if backend.startswith("tensorrt"):
+        return ()
+    if config.targets:
+        raise UnsupportedError(
+            f"{backend} builds for this machine's CPU, not for {', '.join(config.targets)}: "
+            "build with --backend tensorrt-rtx, or on the device with --backend tensorrt"
+        )
+    default = BuildConfig()
+    names = [name for name in _TENSORRT_SETTINGS if getattr(config, name) != getattr(default, name)]
+    return tuple(f"{name.replace('_', ' ')} is a setting of TensorRT: not used" for name in names)
 
 
 def _verified(sidecar: Sidecar, report: ParityReport, audit: Mapping[str, int]) -> Sidecar:
@@ -230,8 +254,23 @@ def _rebuild_command(plan: BuildPlan, output: Path) -> str:
 
 
 def _own_precision(graph: Graph) -> str:
-    """The floating dtype that holds most of a graph's weights."""
-    return next((dtype for dtype in graph.weight_bytes() if "float" in dtype), "float32")
+    """The coarsest floating dtype that a graph's nodes compute in; weights may be stored in another."""
+    computing = (node for node in graph.nodes() if node.op_type not in ("Cast", "Constant"))
+    made = {dtype_name(value.dtype) for node in computing for value in node.outputs}
+    return next((dtype for dtype in reversed(LOW_PRECISIONS) if dtype in made), "float32")
+
+
+def _require_tensors(graph: Graph) -> None:
+    """Refuse what no array can be fed to or come out of: sequences, strings, numbers below a byte."""
+    reasons = []
+    for kind, values in (("input", graph.model.graph.inputs), ("output", graph.model.graph.outputs)):
+        for value in values:
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                reasons.append(f"{kind} {value.name!r} is no tensor but a {type(value.type).__name__}")
+            elif value.dtype is not None and all(row.onnx != value.dtype.value for row in DTYPES):
+                reasons.append(f"{kind} {value.name!r} has dtype {dtype_name(value.dtype)}")
+    if reasons:
+        raise UnsupportedError(f"an engine of {graph.path or 'the graph'} could not be fed or read", reasons)
 
 
 def _verdict(report: ParityReport) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeattn.errors import InputError, UsageError, one_line
+from edgeattn.errors import InputError, UsageError, one_line, quote
 from edgeattn.images import IMAGE_SUFFIXES, Recipe, default_recipe, load_recipe, preprocess, read_image
 from edgeattn.tensors import TensorSpec, check_feeds, format_size, numpy_dtype
 
@@ -201,17 +201,19 @@ def _from_table(folder: Path, table: Path) -> list[tuple[Path, int | None]]:
             rows = list(csv.DictReader(stream))
     except (OSError, ValueError, csv.Error) as err:
         raise InputError(f"cannot read {table}: {one_line(err)}") from err
-    files = []
+    files: dict[Path, str] = {}
     for number, row in enumerate(rows, start=2):
         name, label = row.get("file"), row.get("label")
         if not name or not label:
             raise InputError(f"{table}, line {number}: expected the columns file,label, got {row}")
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or path.suffix.lower() not in IMAGE_SUFFIXES | {".npz"}:
-            raise InputError(f"{table}, line {number}: {name} is not an image or .npz file inside {folder}")
-        files.append((path, label.strip()))
-    numbers = _class_numbers(label for _, label in files)
-    return [(path, numbers[label]) for path, label in sorted(files)]
+        inside = "\0" not in name and path.resolve().is_relative_to(folder.resolve())
+        if not inside or path.suffix.lower() not in IMAGE_SUFFIXES | {".npz"}:
+            raise InputError(f"{table}, line {number}: {quote(name)} is not an image or .npz file inside {folder}")
+        if files.setdefault(path, label.strip()) != label.strip():
+            raise InputError(f"{table}, line {number}: {name} has a second label, {label.strip()}; keep one")
+    numbers = _class_numbers(files.values())
+    return [(path, numbers[label]) for path, label in sorted(files.items())]
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn import files
-from edgeattn.errors import EngineMismatchError, InputError, one_line
+from edgeattn.errors import EngineMismatchError, InputError, one_line, quote
 from edgeattn.tensors import ShapeRange, TensorSpec
 
 SIDECAR_FORMAT = 1
@@ -72,7 +72,7 @@ class Engine:
 
 def sidecar_path(path: Path) -> Path:
     """Where the sidecar of a plan stands: `model.engine.json` beside `model.engine`."""
-    return path.with_name(path.name + ".json")
+    return path.parent / f"{path.name}.json"
 
 
 def write_engine(
@@ -163,8 +163,7 @@ def _write_sidecar(sidecar: Sidecar, path: Path, previous: Mapping[str, Any] | N
     record: dict[str, Any] = {"format": SIDECAR_FORMAT, **dataclasses.asdict(sidecar)}
     if previous is not None:
         record["previous"] = {key: value for key, value in previous.items() if key != "previous"}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    files.write_atomic(sidecar_path(path), text.encode())
+    files.write_json(sidecar_path(path), record)
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -180,20 +179,33 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     return [record, *([record["previous"]] if isinstance(record.get("previous"), dict) else [])]
 
 
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(("backend", "backend_version", "platform", "rebuild", "plan_sha256", "edgeattn_version"), str),
+    **dict.fromkeys(("graph", "config"), dict),
+    "plan_bytes": int,
+    "verified": dict | None,
+}
+
+
 def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
     known = {item.name for item in dataclasses.fields(Sidecar)}
     try:
         values = {key: value for key, value in record.items() if key in known}
+        for name, kind in _FORMS.items():
+            if name in record:
+                _require(kind, record[name], name)
         values["inputs"] = tuple(_spec_from_json(item) for item in record["inputs"])
         values["outputs"] = tuple(_spec_from_json(item) for item in record["outputs"])
         values["profile"] = {
-            name: ShapeRange(tuple(spread["min"]), tuple(spread["opt"]), tuple(spread["max"]))
+            name: ShapeRange(*(_items(int, spread[bound], name) for bound in ("min", "opt", "max")))
             for name, spread in record["profile"].items()
         }
-        precision = dict(record["precision"])
-        values["precision"] = Precision(**{**precision, "notes": tuple(precision["notes"])})
-        values["targets"] = _texts(record["targets"])
-        _texts([record[name] for name in ("backend", "backend_version", "platform", "rebuild")])
+        if set(values["profile"]) != {spec.name for spec in values["inputs"]}:
+            raise ValueError(f"the inputs have no profile, or one too many: {', '.join(values['profile'])}")
+        values["precision"] = _precision_from_json(record["precision"])
+        values["targets"] = _items(str, record["targets"], "targets")
+        if not 0 <= values.get("plan_bytes", 0) < 2**63:
+            raise ValueError(f"plan_bytes is {quote(values['plan_bytes'])}")
         return Sidecar(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         why = f"{type(err).__name__}: {one_line(err)}"
@@ -201,12 +213,23 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
 
 
 def _spec_from_json(item: Mapping[str, Any]) -> TensorSpec:
-    shape = item["shape"]
-    name, dtype = _texts([item["name"], item["dtype"]])
-    return TensorSpec(name, dtype, None if shape is None else tuple(shape))
+    name, shape = _require(str, item["name"], "name"), item["shape"]
+    dims = None if shape is None else _items(int | str, shape, f"shape of {name}")
+    return TensorSpec(name, _require(str, item["dtype"], "dtype"), dims)
 
 
-def _texts(items: object) -> tuple[str, ...]:
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise TypeError(f"expected a list of strings, got {items!r}")
-    return tuple(items)
+def _precision_from_json(item: Mapping[str, Any]) -> Precision:
+    for counts in (item["weights"], item["compute"]):
+        _items(int, list(_require(dict, counts, "precision").values()), "precision")
+    asked, notes = _require(str, item["asked"], "asked"), _items(str, item["notes"], "notes")
+    return Precision(asked, item["weights"], item["compute"], notes)
+
+
+def _items(kind: Any, items: object, what: str) -> tuple[Any, ...]:
+    return tuple(_require(kind, item, what) for item in _require(list, items, what))
+
+
+def _require(kind: Any, value: object, what: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} is {quote(value)}")
+    return value

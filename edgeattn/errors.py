@@ -17,6 +17,7 @@ are wrapped once, where they are called, with ``from``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -31,12 +32,15 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "did_you_mean",
+    "first_cause",
     "one_line",
     "quote",
 ]
 
 _LONGEST_LINE = 400
 _LONGEST_NAME = 100
+# Where in its own sources ONNX Runtime or OpenVINO raised: a path, a line, and often a long C++ signature.
+_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\) (?:const )?|Exception from \S+\.[ch]pp:\d+: ?")
 
 
 class EdgeAttnError(Exception):
@@ -103,10 +107,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(err: BaseException | str) -> str:
-    """The text of another library's error, on one line, of bearable length, and without control characters."""
-    words = " ".join(str(err).split()) or type(err).__name__
+    """The text of another library's error on one line, of bearable length, without control characters and C++."""
+    words = _SOURCE_PLACE.sub("", " ".join(str(err).split())) or type(err).__name__
     text = "".join(char if char.isprintable() else "?" for char in words)
     return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 3] + "..."
+
+
+def first_cause(err: BaseException) -> BaseException:
+    """The error that began a chain of `raise ... from`: onnx_ir wraps one for each level it was in."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return err
 
 
 def quote(name: object) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgeattn.errors import EdgeAttnError, InputError, one_line
+from edgeattn.errors import EdgeAttnError, InputError, UsageError, one_line, quote
 
 MAX_TOML_BYTES = 2**20
 
@@ -99,6 +100,30 @@ def sha256_files(paths: Iterable[Path], start: bytes = b"") -> str:
     return digest.hexdigest()
 
 
+def output_file(path: Path, *sources: Path) -> Path:
+    """The file that writing to `path` replaces, links followed: asked before the work that it will hold.
+
+    Raises:
+        EdgeAttnError: its folder does not exist, or it is no regular file.
+        UsageError: it is one of `sources`, which would be lost.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        existing = os.path.exists(target)
+    except ValueError as err:  # a zero byte in the name
+        raise EdgeAttnError(f"cannot write {quote(path)}: {err}") from err
+    if existing and not os.path.isfile(target):
+        raise EdgeAttnError(f"cannot write {path}: it is a folder, a pipe or a device; name a file")
+    if not os.path.isdir(target.parent):
+        raise EdgeAttnError(f"cannot write {path}: its folder does not exist")
+    for source in sources:
+        if os.path.realpath(source) == str(target) or (
+            existing and os.path.exists(source) and os.path.samefile(source, target)
+        ):
+            raise UsageError(f"{path} would overwrite {source}, which is still needed; name another file")
+    return target
+
+
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
@@ -109,9 +134,7 @@ def staged(path: Path) -> Iterator[Path]:
     Raises:
         EdgeAttnError: the folder does not exist, the disk refuses the bytes, or `path` is no regular file.
     """
-    path = Path(os.path.realpath(path))
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise EdgeAttnError(f"cannot write {path}: it is a folder, a pipe or a device; name a file")
+    path = output_file(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _sweep(path)
@@ -134,6 +157,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a value as JSON; see `staged`."""
+    write_atomic(path, json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that any encoding of Unicode holds: half a surrogate, from a file's name, stays an escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the only right to write `path`; a second process is refused at once.
@@ -143,7 +177,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         EdgeAttnError: another process holds it, or the folder cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    path = output_file(path)
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
         try:
@@ -151,9 +185,7 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A holder that has just left may have unlinked the file we opened: then the lock is on nothing.
             stale = not os.path.samestat(os.fstat(stream.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError) as err:
-            if not os.path.isdir(path.parent):
-                raise EdgeAttnError(f"cannot write {path}: its folder does not exist") from err
+        except (BlockingIOError, FileNotFoundError):
             stale = True
         except OSError as err:
             raise EdgeAttnError(f"cannot write {path}: {err.strerror}") from err

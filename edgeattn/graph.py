@@ -14,7 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from edgeattn import files
-from edgeattn.errors import UnsupportedError
+from edgeattn.errors import InputError, UnsupportedError, first_cause, one_line
 from edgeattn.tensors import DTYPES, Profile, TensorSpec
 from edgeattn.validate import PROTOBUF_LIMIT_BYTES, read_model
 
@@ -29,6 +29,13 @@ class Graph:
     model: ir.Model
     path: Path | None = None
     source_sha256: str = field(default="")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it was read from: the model's, and those of its external data."""
+        values = (value.const_value for value in self._initializers())
+        external = {Path(tensor.path) for tensor in values if isinstance(tensor, ir.ExternalTensor)}
+        return (*([self.path] if self.path else []), *sorted(external))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -97,10 +104,18 @@ class Graph:
         return serialized
 
     def proto(self) -> onnx.ModelProto:
-        """The graph as protobuf, its external weights read in."""
+        """The graph as protobuf, its external weights read in.
+
+        Raises:
+            InputError: the weights' files are gone or changed, or onnx_ir cannot write what it could read.
+        """
         model = self.model.clone()
-        ir.external_data.load_to_model(model)
-        return ir.to_proto(model)
+        try:
+            ir.external_data.load_to_model(model)
+            return ir.to_proto(model)
+        except (OSError, ValueError, ir.serde.SerdeError) as err:
+            why = one_line(first_cause(err))
+            raise InputError(f"cannot serialise {self.path or 'the graph'}: {why}; export it again") from err
 
     @cached_property
     def sha256(self) -> str:

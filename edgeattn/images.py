@@ -88,6 +88,10 @@ class Recipe:
                     f"recipe: {name} has {len(getattr(self, name))} numbers, color {self.color!r} has {self.channels} "
                     f"channels; give one number per channel"
                 )
+        with np.errstate(over="ignore", invalid="ignore"):
+            ends = _scaled(np.array([[0], [255]], np.float32), self)
+        if not np.isfinite(ends).all():
+            raise InputError("recipe: scale, mean and std lead out of float32; expected values that networks take")
 
     @property
     def channels(self) -> int:
@@ -184,34 +188,40 @@ def preprocess(image: Image, recipe: Recipe) -> Array:
         upright = ImageOps.exif_transpose(image)
     except Exception as err:  # as in read_image: the bytes are foreign
         raise InputError(f"cannot read the EXIF data of {_name(image)}: {one_line(err)}") from err
-    resized = _resize(_eight_bit(upright, "L" if recipe.color == "gray" else "RGB"), recipe)
+    resized = _resize(_eight_bit(upright, "L" if recipe.color == "gray" else "RGB", _name(image)), recipe)
     x: Array = np.asarray(resized, np.float32).reshape(*recipe.size, recipe.channels)
     if recipe.color == "bgr":
         x = x[..., ::-1]
+    x = _scaled(x, recipe)
+    return np.ascontiguousarray(x.transpose(2, 0, 1) if recipe.layout == "nchw" else x)
+
+
+def _scaled(x: Array, recipe: Recipe) -> Array:
+    """Channels last: scale, then mean and std."""
     x = x * np.float32(recipe.scale)
     if recipe.mean:
         x = x - np.asarray(recipe.mean, np.float32)
     if recipe.std:
         x = x / np.asarray(recipe.std, np.float32)
-    return np.ascontiguousarray(x.transpose(2, 0, 1) if recipe.layout == "nchw" else x)
+    return x
 
 
-def _eight_bit(image: Image, mode: str) -> Image:
+def _eight_bit(image: Image, mode: str, name: str) -> Image:
     import PIL.Image
 
     if image.mode == "I" or image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise InputError(f"{_name(image)} has values beyond 16 bits; convert it to 8 or 16 bits")
+            raise InputError(f"{name} has values beyond 16 bits; convert it to 8 or 16 bits")
         image = PIL.Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA")
     if image.mode == "F":
-        raise InputError(f"{_name(image)} holds floating-point pixels, whose range is not known; convert it to 8 bits")
+        raise InputError(f"{name} holds floating-point pixels, whose range is not known; convert it to 8 bits")
     try:
         return image.convert(mode)
     except ValueError as err:
-        raise InputError(f"{_name(image)}: no conversion from {image.mode} to {mode}; convert it to RGB") from err
+        raise InputError(f"{name}: no conversion from {image.mode} to {mode}; convert it to RGB") from err
 
 
 def _resize(image: Image, recipe: Recipe) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class EngineInfo:
             ("layers", _counts(precision.compute)),
             *(("note", note) for note in precision.notes),
             ("built from", f"{sidecar.graph.get('path') or 'a graph in memory'}"),
-            ("checked", f"against the {sidecar.verified['against']}" if sidecar.verified else "no"),
+            ("checked", f"against the {sidecar.verified.get('against')}" if sidecar.verified else "no"),
             ("rebuild", sidecar.rebuild),
             ("sha256", sidecar.plan_sha256),
         ]
@@ -140,7 +141,7 @@ def inspect_file(path: str | Path, trust: bool = False) -> GraphInfo | EngineInf
         InputError: the file is refused as a model, or is not the engine that its sidecar describes.
     """
     path = Path(path)
-    if sidecar_path(path).exists():
+    if os.path.exists(sidecar_path(path)):
         return EngineInfo(path, read_sidecar(path, trust))
     graph = load_graph(path)
     fused, report = fuse(graph)

@@ -24,6 +24,7 @@ def inlined(model: ir.Model) -> ir.Model:
         common.InlinePass()(copy)
         common.RemoveUnusedOpsetsPass()(copy)
     common.RemoveInitializersFromInputsPass()(copy)
+    copy.ir_version = max(copy.ir_version, 4)  # before that, every initializer had to be an input
     return copy
 
 
@@ -39,7 +40,7 @@ def upgraded(model: ir.Model, opset: int) -> ir.Model:
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     try:
         converted = ir.from_proto(onnx.version_converter.convert_version(without_weights(model), opset))
-    except RuntimeError as err:
+    except (RuntimeError, onnx.version_converter.ConvertError) as err:
         raise InputError(
             f"cannot convert the graph from opset {version} to {opset}: {one_line(err)}; export it with opset {opset}"
         ) from err

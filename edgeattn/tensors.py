@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Dim = int | str
 Shape = tuple[int, ...]
 DEFAULT_MAX_BATCH = 8
+MAX_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ShapeRange:
     """The shapes an engine accepts for one input: an optimisation profile in TensorRT's words.
 
     Raises:
-        UsageError: ranks differ, a dimension is below 1, or not min <= opt <= max.
+        UsageError: ranks differ, a dimension is below 1, not min <= opt <= max, or max holds over 2^31 - 1 elements.
     """
 
     min: Shape
@@ -116,6 +118,8 @@ class ShapeRange:
         ordered = all(1 <= low <= mid <= high for low, mid, high in zip(self.min, self.opt, self.max, strict=False))
         if not (len(self.min) == len(self.opt) == len(self.max)) or not ordered:
             raise UsageError(f"not a range of shapes: {self}; expected 1 <= min <= opt <= max in every dimension")
+        if math.prod(self.max) > MAX_ELEMENTS:
+            raise UsageError(f"not a range of shapes: {self}; at most {MAX_ELEMENTS} elements, which TensorRT takes")
 
     @property
     def is_static(self) -> bool:

@@ -43,12 +43,16 @@ def model(
 
 
 def function(
-    name: str, nodes: Sequence[onnx.NodeProto], inputs: Sequence[str] = ("a",), outputs: Sequence[str] = ("b",)
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[str] = ("a",),
+    outputs: Sequence[str] = ("b",),
+    *,
+    opset: int = 20,
 ) -> onnx.FunctionProto:
     """A function of domain `edgeattn` from `a` to `b`."""
-    return helper.make_function(
-        "edgeattn", name, inputs, outputs, nodes, [helper.make_opsetid("", 20), helper.make_opsetid("edgeattn", 1)]
-    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("edgeattn", 1)]
+    return helper.make_function("edgeattn", name, inputs, outputs, nodes, imports)
 
 
 def call(name: str, source: str = "x", target: str = "y") -> onnx.NodeProto:
@@ -129,6 +133,9 @@ VALID: dict[str, Callable[[], onnx.ModelProto]] = {
     "ir-3-weights-are-no-inputs": lambda: conv(ir_version=3, opset=8),
     "function": lambda: called(function("Gate", [node("Sigmoid", ["a"], ["t"]), node("Mul", ["a", "t"], ["b"])])),
     "function-chain": lambda: chain(40),
+    "function-of-an-older-opset": lambda: called(
+        function("F", [node("Constant", [], ["k"], value_float=2.0), node("Mul", ["a", "k"], ["b"])], opset=18)
+    ),
     "if": lambda: branches(branch([node("Relu", ["x"], ["t"])]), branch([node("Neg", ["x"], ["u"])], "u")),
     "if-with-large-weights": lambda: branches(
         branch([node("Add", ["x", "w"], ["t"])], weights=[heavy("w")]),

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeattn import files
@@ -13,7 +14,7 @@ from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine, plan_build
 from edgeattn.engine import read_sidecar, sidecar_path
-from edgeattn.errors import EdgeAttnError, GateError, InputError, UnsupportedError, UsageError
+from edgeattn.errors import EdgeAttnError, GateError, InferenceError, InputError, UnsupportedError, UsageError
 from edgeattn.graph import save_graph
 from edgeattn.tensors import random_feeds
 from tests.graphs import graph_of, self_attention
@@ -135,3 +136,95 @@ def test_a_kill_at_any_moment_leaves_a_whole_engine(model: Path) -> None:
             session.run({"x": np.zeros((1, 7, 8), np.float32)})
     build_engine(model, output, BuildConfig(precision="float32"), "onnxruntime")
     assert sorted(path.name for path in model.parent.iterdir()) == ["model.engine", "model.engine.json", "model.onnx"]
+
+
+@pytest.mark.parametrize("output", ["model.onnx", "weights.bin", "../here/model.onnx"])
+def test_an_engine_never_replaces_what_it_is_built_from(tmp_path: Path, output: str) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    save_graph(self_attention().graph, folder / "model.onnx")
+    proto = onnx.load(folder / "model.onnx")
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match="would overwrite"):
+        build_engine(folder / "model.onnx", folder / output, backend="onnxruntime")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_the_backend_cannot_be_told_is_refused_or_said(model: Path) -> None:
+    with pytest.raises(UnsupportedError, match="openvino builds for this machine's CPU, not for sm_87: build with"):
+        plan_build(model, BuildConfig(targets=("sm_87",)), "openvino")
+    with pytest.raises(UsageError, match="cannot build in 'int8'; known: fp32, fp16, bf16"):
+        plan_build(model, BuildConfig(precision="int8"), "openvino")
+    plan = plan_build(model, BuildConfig(workspace=1 << 30, tf32=True), "onnxruntime")
+    assert plan.notes == tuple(f"{name} is a setting of TensorRT: not used" for name in ("workspace", "tf32"))
+
+
+def test_inputs_and_outputs_that_are_no_arrays_are_refused_by_name(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    split = helper.make_node("SplitToSequence", ["x"], ["parts"])
+    words = helper.make_node("Cast", ["x"], ["words"], to=TensorProto.STRING)
+    graph = graph_of([split, words], [("x", TensorProto.FLOAT, [4])], [("words", TensorProto.STRING, [4])])
+    save_graph(graph, tmp_path / "m.onnx")
+    proto = onnx.load(tmp_path / "m.onnx")
+    proto.graph.output.append(helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, [1]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError) as caught:
+        plan_build(tmp_path / "m.onnx", backend="onnxruntime")
+    assert caught.value.reasons == ("output 'words' has dtype string", "output 'parts' is no tensor but a SequenceType")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_float16_graph_without_weights_is_judged_as_float16(tmp_path: Path, backend: str) -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("MatMul", ["q", "k"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"]),
+        helper.make_node("MatMul", ["weights", "q"], ["y"]),
+    ]
+    inputs = [("q", TensorProto.FLOAT16, [64, 64]), ("k", TensorProto.FLOAT16, [64, 64])]
+    graph = graph_of(nodes, inputs, [("y", TensorProto.FLOAT16, [64, 64])])
+    report = build_engine(graph, tmp_path / "m.engine", backend=backend)
+    assert report.sidecar.precision.asked == "float16"
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_random_values_that_the_graph_itself_refuses_are_no_fault_of_the_engine(tmp_path: Path, backend: str) -> None:
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest")
+    inputs = [("x", TensorProto.FLOAT, [1, 1, 4, 4]), ("sizes", TensorProto.INT64, [4])]
+    graph = graph_of([node], inputs, [("y", TensorProto.FLOAT, ["a", "b", "c", "d"])])
+    with pytest.raises(InferenceError, match=r"nothing can be compared at .*--no-check"):
+        build_engine(graph, tmp_path / "m.engine", backend=backend)
+    build_engine(graph, tmp_path / "m.engine", backend=backend, check=False)
+    with open_session(tmp_path / "m.engine") as session:
+        feeds = {"x": np.ones((1, 1, 4, 4), np.float32), "sizes": np.array([1, 1, 8, 6])}
+        assert session.run(feeds)["y"].shape == (1, 1, 8, 6)
+
+
+def test_a_float16_transformer_of_any_batch_survives_onnxruntime(tmp_path: Path) -> None:
+    # ONNX Runtime 1.31 dies by SIGSEGV as it loads this graph with its default optimisations.
+    from torch import Tensor, nn
+
+    from edgeattn.export import export_model
+    from edgeattn.model import Model
+    from edgeattn.tensors import TensorSpec
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = nn.Conv2d(3, 16, 8, 8)
+            self.block = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True, norm_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens: Tensor = self.block(self.patch(x).flatten(2).transpose(1, 2))
+            return tokens
+
+    model = Model(Patches(), (TensorSpec("x", "float32", (1, 3, 16, 16)),))
+    export_model(model, tmp_path / "m.onnx", dynamic={"x": {0: "batch"}}, check=False)
+    report = build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", BuildConfig(precision="float16"), "onnxruntime")
+    assert report.parity is not None
+    assert report.parity.passed

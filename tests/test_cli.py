@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,10 @@ import pytest
 from edgeattn.cli import main
 from edgeattn.graph import save_graph
 from tests.graphs import self_attention
+
+
+def with_package() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 @pytest.fixture
@@ -61,6 +69,23 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["run", "model.onnx", "--input", "x.npz"], 5, "no sidecar"),
         (["parity", "absent.engine", "--against", "model.onnx", "--random"], 5, "absent.engine"),
         (["export", "absent.py:net", "-o", "x.onnx", "--input", "1x3"], 5, "absent.py"),
+        (["build", ""], 5, "it is a folder"),
+        (["build", "a\nb.onnx"], 5, r"a\nb.onnx"),
+        (["build", "model.onnx", "-o", "/"], 1, "cannot write /"),
+        (["build", "model.onnx", "-o", "model.onnx"], 2, "would overwrite model.onnx"),
+        (["build", "model.onnx", "-o", "none/m.engine"], 1, "its folder does not exist"),
+        (["build", "model.onnx", "--json", "model.engine.json"], 2, "would overwrite"),
+        (["build", "model.onnx", "--precision", "int8"], 2, "known: fp32, fp16, bf16"),
+        (["build", "model.onnx", "--backend", "openvino", "--target", "sm_87"], 4, "not for sm_87"),
+        (["build", "model.onnx", "--shapes", "x:1x7x8", "--max-shapes", "x:2x7x8"], 2, "--shapes is"),
+        (["build", "model.onnx", "--max-shapes", "x:99999999999x7x8"], 2, "at most 2147483647 elements"),
+        (["inspect", "."], 5, "it is a folder"),
+        (["inspect", "n" * 5000], 5, "File name too long"),
+        (["inspect", "model.onnx", "--json", "none/x.json"], 1, "its folder does not exist"),
+        (["export", "net.py:net", "-o", "net.py", "--input", "1x3"], 2, "would overwrite net.py"),
+        (["run", "m.engine", "--input", "x.npz", "--output", "x.npz"], 2, "would overwrite x.npz"),
+        (["parity", "m.engine", "--against", "model.onnx", "--random", "--html", "m.engine"], 2, "would overwrite"),
+        (["parity", "m.engine", "--against", "model.onnx", "--random", "--limit", "3"], 2, "--limit and --recipe"),
     ],
 )
 def test_bad_input_gets_one_line_and_its_exit_code(
@@ -79,7 +104,18 @@ def test_bad_input_gets_one_line_and_its_exit_code(
 
 
 @pytest.mark.parametrize(
-    "words", [["build"], ["nonsense"], ["build", "m.onnx", "--workspace", "2"], ["build", "m", "--fp"]]
+    "words",
+    [
+        [],
+        ["build"],
+        ["nonsense"],
+        ["build", "m.onnx", "--workspace", "2"],
+        ["build", "m", "--fp"],
+        ["run", "m.engine", "--input", "x.npz", "--top", "-1"],
+        ["parity", "m.engine", "--against", "m.onnx", "--random", "--seed", "-1"],
+        ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--limit", "0"],
+        ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--max-drop", "top1=1%,top1=2%"],
+    ],
 )
 def test_wrong_usage_is_exit_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -106,6 +142,88 @@ def test_an_unknown_setting_names_the_nearest(model: Path, capsys: pytest.Captur
     Path("own.toml").write_text('[build]\nworkspce = "2GiB"\n')
     assert main(["build", str(model), "--config", "own.toml"]) == 2
     assert "did you mean 'workspace'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("build = 3", "expected a table [build]"),
+        ("[biuld]\nquiet = true", "did you mean 'build'?"),
+        ("[build]\nopt-level = 9", "9 is not one of 0, 1"),
+        ("[build]\nbackend = 'tpu'", "'tpu' is not one of auto"),
+        ("[build]\noutput = ['a', 'b']", "expected one value"),
+        ("[build]\ndebug = true", "no option 'debug'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_words(
+    model: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("edgeattn.toml").write_text(text)
+    assert main(["build", str(model)]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["inspect", str(model)]) == (0 if text.startswith("[build]") else 2)
+
+
+def test_settings_mean_what_the_options_mean(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("edgeattn.toml").write_text('[build]\nworkspace = "2GiB"\njson = true\nbackend = "onnxruntime"\n')
+    assert main(["build", str(model), "-q", "--no-check"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["sidecar"]["config"]["workspace"] == 2 << 30
+    assert made["notes"] == ["workspace is a setting of TensorRT: not used"]
+
+
+def test_names_that_are_no_text_can_be_built_and_shown(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"\xff \n.engine")
+    assert main(["build", str(model), "-o", name, "--backend", "onnxruntime", "-q"]) == 0
+    assert main(["inspect", name]) == 0
+    capsys.readouterr()
+    assert main(["inspect", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == name
+
+
+@pytest.mark.parametrize(
+    ("err", "code", "said"),
+    [
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), 4, "package rich cannot be imported"),
+        (MemoryError(), 1, "out of memory"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (KeyError("a\nb"), 1, "unexpected KeyError"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_as_well(
+    err: Exception, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise err
+
+    monkeypatch.setattr("edgeattn.inspect.inspect_file", fail)
+    assert main(["inspect", "m.onnx"]) == code
+    assert said in capsys.readouterr().err
+    with pytest.raises(type(err)):
+        main(["inspect", "m.onnx", "--debug"])
+
+
+def test_a_closed_stream_is_no_fault(model: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m edgeattn build model.onnx --backend onnxruntime >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], env=with_package(), check=False).returncode == 0
+    assert main(["inspect", "model.engine"]) == 0
+
+
+def test_sigterm_cleans_up_as_ctrl_c_does(model: Path) -> None:
+    code = """
+import os, signal, sys
+from edgeattn import files
+from edgeattn.cli import main
+def stopped(*_, **__):
+    with files.staged(files.Path("x")) as part:
+        part.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+import edgeattn.inspect
+edgeattn.inspect.inspect_file = stopped
+sys.argv[1:] = ["inspect", "model.onnx"]
+sys.exit(main())"""
+    assert subprocess.run([sys.executable, "-c", code], env=with_package(), check=False).returncode == 130
+    assert [path.name for path in Path().iterdir()] == ["model.onnx"]
 
 
 def test_run_takes_arrays_as_they_are(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,6 +166,8 @@ def mixed(folder: Path) -> None:
     (table("file,label\na.png,1\n../a.png,1\n"), "line 3: .* not an image or .npz file inside"),
     (table("file,label\n/etc/a.png,1\n"), "line 2: .* inside"),
     (table("file,label\nlabels.csv,1\n"), "line 2: .* not an image"),
+    (table("file,label\na\0.png,1\n"), r"line 2: 'a\\x00.png' is not an image|line contains NUL"),  # csv's before 3.11
+    (table("file,label\na.png,1\na.png,2\n"), "line 3: a.png has a second label, 2"),
 ])  # fmt: skip
 def test_unusable_folder_is_refused_at_once(make: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
     make(tmp_path)

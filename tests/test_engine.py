@@ -38,7 +38,11 @@ SIDECAR = Sidecar(
         TensorSpec("u", "bool", None),
     ),
     outputs=(TensorSpec("y", "float16", ("batch", 10)),),
-    profile={"x": ShapeRange((1, 3, 7, 5), (2, 3, 7, 5), (4, 3, 7, 5))},
+    profile={
+        "x": ShapeRange((1, 3, 7, 5), (2, 3, 7, 5), (4, 3, 7, 5)),
+        "s": ShapeRange((), (), ()),
+        "u": ShapeRange((1,), (1,), (2,)),
+    },
     precision=Precision("float16", {"float16": 12}, {"float32": 3}, ("computed in float32",)),
     targets=("cpu",),
     platform="linux-x86_64",
@@ -171,12 +175,17 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "inputs-are-none": lambda record: record.update(inputs=None),
     "input-without-name": lambda record: record["inputs"][0].pop("name"),
     "input-named-by-number": lambda record: record["inputs"][0].update(name=3),
+    "input-without-profile": lambda record: record["profile"].pop("s"),
     "profile-is-a-list": lambda record: record.update(profile=[]),
     "profile-upside-down": lambda record: record["profile"]["x"].update(min=[9, 3, 7, 5]),
     "profile-of-text": lambda record: record["profile"]["x"].update(min="1375"),
     "backend-is-a-list": lambda record: record.update(backend=[]),
     "targets-are-text": lambda record: record.update(targets="sm_87"),
-    "precision-with-more": lambda record: record["precision"].update(more=1),
+    "weights-are-text": lambda record: record["precision"]["weights"].update(float16="12"),
+    "weightless": lambda record: record.update(plan_bytes=10**400),
+    "graph-is-none": lambda record: record.update(graph=None),
+    "shape-of-text": lambda record: record["inputs"][0].update(shape="abcd"),
+    "range-beyond-memory": lambda record: record["profile"]["x"].update(max=[10**12, 3, 7, 5]),
     "rebuild-is-none": lambda record: record.update(rebuild=None),
     "no-backend": lambda record: record.pop("backend"),
 }
@@ -214,9 +223,10 @@ def test_sidecar_with_any_byte_changed_loads_or_is_refused(place: float, byte: i
         assert read_engine(path).plan == b"plan"
 
 
-def test_damaged_sidecar_does_not_stop_the_next_build(path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda text: "{", lambda text: text.replace('"cpu"', "NaN")], ids=["cut", "nan"])
+def test_damaged_sidecar_does_not_stop_the_next_build(path: Path, damage: Callable[[str], str]) -> None:
     write_engine(made(b"plan"), path)
-    sidecar_path(path).write_text("{")
+    sidecar_path(path).write_text(damage(sidecar_path(path).read_text()))
     write_engine(made(b"again"), path)
     assert read_engine(path).plan == b"again"
 

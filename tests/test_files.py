@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -11,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeattn import files
-from edgeattn.errors import EdgeAttnError, InputError
+from edgeattn.errors import EdgeAttnError, InputError, UsageError
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
 
@@ -101,7 +103,11 @@ except files.EdgeAttnError as err:
     assert names(target) == ["m.engine"]
 
 
-@pytest.mark.parametrize("name", ["none/m.engine", "file/m.engine", "n" * 300], ids=["no-folder", "file", "long-name"])
+@pytest.mark.parametrize(
+    "name",
+    ["none/m.engine", "file/m.engine", "n" * 300, "a\0b", "/"],
+    ids=["no-folder", "file", "long-name", "zero-byte", "root"],
+)
 def test_path_that_cannot_be_written_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / name
@@ -128,6 +134,23 @@ def test_link_stays_and_its_target_is_replaced(target: Path) -> None:
     files.write_atomic(link, NEW)
     assert link.is_symlink()
     assert target.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("make", [os.link, os.symlink, None], ids=["hard-link", "link", "itself"])
+def test_output_that_is_a_source_is_refused(make: Callable[[Path, Path], None] | None, target: Path) -> None:
+    output = target.with_name("other") if make else target.parent / "x" / ".." / target.name
+    if make:
+        make(target, output)
+    with pytest.raises(UsageError, match="would overwrite"):
+        files.output_file(output, target.with_name("absent"), target)
+    assert files.output_file(target.with_name("new"), target) == Path(os.path.realpath(target.with_name("new")))
+
+
+def test_json_holds_a_name_that_is_no_text(tmp_path: Path) -> None:
+    value = {"name": os.fsdecode(b"\xff\n"), "word": "ü"}
+    files.write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_bytes()) == value
+    assert "ü" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 
 # Locks

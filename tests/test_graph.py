@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from edgeattn.errors import EdgeAttnError, UnsupportedError
+from edgeattn.errors import EdgeAttnError, InputError, UnsupportedError
 from edgeattn.graph import Graph, dtype_name, load_graph, save_graph, with_profile
 from edgeattn.tensors import ShapeRange
 from tests.protos import FLOAT, VALID, call, conv, function, info, model, node
@@ -83,6 +84,15 @@ def test_external_weights_are_saved_inside(tmp_path: Path) -> None:
     moved = (tmp_path / "saved" / "m.onnx").read_bytes()
     np.testing.assert_array_equal(outputs_of(inside, x=x)[0], outputs_of(moved, x=x)[0])
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"short")], ids=["gone", "short"])
+def test_weights_that_went_after_loading_are_an_error_of_ours(change: Callable[[Path], object], tmp_path: Path) -> None:
+    onnx.save(conv(), tmp_path / "m.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    graph = load_graph(tmp_path / "m.onnx")
+    change(tmp_path / "w.data")
+    with pytest.raises(InputError, match=r"cannot serialise .*m.onnx"):
+        save_graph(graph, tmp_path / "n.onnx")
 
 
 def test_graph_beyond_protobuf_is_refused_before_it_is_copied(tmp_path: Path) -> None:

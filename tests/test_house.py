@@ -26,7 +26,7 @@ ORDER = re.findall(
     """
     errors
     tensors files tolerance images weights
-    external protos onnxchild inference validate
+    validate
     graph engine reports interpreter normalise
     ops kernels
     nn model export fuse lowering

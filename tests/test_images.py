@@ -265,6 +265,8 @@ def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
         ("[preprocess]\nsize = [2, 2]\ncolor = ['rgb']", 'color is .*expected "rgb"'),
         ("[preprocess]\nsize = [2, 2]\nscale = '1/255'", "scale is '1/255'; expected a positive number"),
         ("[preprocess]\nsize = [2, 2]\nscale = nan", "positive number"),
+        ("[preprocess]\nsize = [2, 2]\nscale = 1e39", "lead out of float32"),
+        ("[preprocess]\nsize = [2, 2]\nscale = 1e30\nstd = [1, 1, 1e-30]", "lead out of float32"),
         ("[preprocess]\nsize = [2, 2]\nmean = 0.5", "mean is 0.5; expected a list"),
         ("[preprocess]\nsize = [2, 2]\nmean = [0.5]", "mean has 1 numbers, color 'rgb' has 3"),
         ("[preprocess]\nsize = [2, 2]\nstd = [1, 0, 1]", "list of positive numbers"),

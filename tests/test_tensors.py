@@ -123,6 +123,12 @@ def test_range_that_is_none_is_refused(low: tuple[int, ...], mid: tuple[int, ...
         ShapeRange(low, mid, high)
 
 
+def test_range_beyond_any_memory_is_refused() -> None:
+    ShapeRange((1,), (1,), (2**31 - 1,))
+    with pytest.raises(UsageError, match="2147483647 elements"):
+        ShapeRange((1, 1), (1, 1), (2**16, 2**15))
+
+
 def test_dynamic_batch_needs_no_asking() -> None:
     profile = resolve_profile([IMAGE, FIXED])
     assert str(profile["x"]) == "1x3x224x224 .. 1x3x224x224 .. 8x3x224x224"

@@ -5,6 +5,7 @@ The plan is the typed graph itself, as ONNX: any ONNX Runtime loads it, and opti
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import tempfile
@@ -52,8 +53,11 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     config.progress("compiling", None)
     compute = _precisions_seen(graph, config)
     notes = []
-    if config.precision not in ("float32", *compute):
-        notes.append(f"ONNX Runtime has no {config.precision} arithmetic on this CPU: weights are stored in it")
+    most = next(iter(compute), config.precision)
+    if config.precision not in ("float32", most):
+        notes.append(
+            f"ONNX Runtime computes most layers in {most} on this CPU: weights are stored in {config.precision}"
+        )
     sidecar = Sidecar(
         backend=NAME,
         backend_version=ort.__version__,
@@ -76,7 +80,7 @@ def load(engine: Engine) -> Session:
     import onnxruntime as ort
 
     try:
-        session = _session(engine.plan, ort.SessionOptions())
+        session = _session(engine.plan, ort.SessionOptions(), engine.sidecar.precision.asked)
     except Exception as err:
         raise InputError(f"ONNX Runtime {ort.__version__} cannot load the engine: {one_line(err)}") from err
     names = [spec.name for spec in engine.sidecar.outputs]
@@ -90,11 +94,13 @@ def load(engine: Engine) -> Session:
     return Session(engine.sidecar.inputs, engine.sidecar.outputs, engine.sidecar.profile, infer)
 
 
-def _session(plan: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(plan: bytes, options: ort.SessionOptions, precision: str) -> ort.InferenceSession:
     import onnxruntime as ort
 
     options.log_severity_level = 4
-    return ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime 1.31 crashes where it lays out a float16 transformer with dynamic shapes in channel blocks.
+    disabled = ["NchwcTransformer"] if precision in ("float16", "bfloat16") else None
+    return ort.InferenceSession(plan, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
 
 
 def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
@@ -110,13 +116,19 @@ def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "run")
         try:
-            session = _session(graph.serialized, options)
-            session.run(None, {s.name: np.ones(config.profile[s.name].min, numpy_dtype(s.dtype)) for s in graph.inputs})
-            events = json.loads(Path(session.end_profiling()).read_text())
+            session = _session(graph.serialized, options, config.precision)
         except Exception as err:
             if type(err).__name__ == "NotImplemented":
                 raise UnsupportedError(f"ONNX Runtime has no CPU kernel: {one_line(err)}") from err
             raise BuildError(f"ONNX Runtime cannot build the graph: {one_line(err)}") from err
+        with contextlib.suppress(Exception):  # ones need not be values that the graph admits, as an axis or a size
+            session.run(None, {s.name: np.ones(config.profile[s.name].min, numpy_dtype(s.dtype)) for s in graph.inputs})
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as err:
+            raise BuildError(
+                f"ONNX Runtime's profile in {folder} cannot be read ({one_line(err)}); is the disk full?"
+            ) from err
     kernels = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
     seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] != "Cast")
     return {dtype: count for dtype, count in seen.most_common() if "float" in dtype}

@@ -11,10 +11,12 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.backends.amx import avoid_broken_amx
+import onnx_ir as ir
+
+from edgeattn.backends.amx import ISA_VARIABLE, ISA_WITHOUT_AMX, avoid_broken_amx
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
 from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
-from edgeattn.errors import BuildError, InferenceError, InputError, one_line
+from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
 from edgeattn.graph import Graph
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ NAME = "openvino"
 DOMAINS = ("", "com.microsoft")
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
+_cores: list[str] = []  # the precisions of this process's cores, in order
+_MOVES = {"Cast", "Identity", "Constant", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
 _NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf"}
 
 
@@ -49,10 +53,12 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     """
     config.progress("compiling", None)
     core, notes = _core(config.precision)
-    hint = _inference_precision(core, config.precision, notes)
+    hint = _inference_precision(core, graph, config.precision, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
-        model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in config.profile.items()})
+        names = {port.any_name for port in model.inputs}  # an input that nothing reads is not among them
+        ranges = {name: spread for name, spread in config.profile.items() if name in names}
+        model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in ranges.items()})
         compiled = core.compile_model(model, "CPU", _properties(hint))
         plan = compiled.export_model().getvalue()
     except Exception as err:
@@ -84,14 +90,17 @@ def load(engine: Engine) -> Session:
     core, _ = _core(sidecar.precision.asked)
     try:
         properties = _properties(sidecar.config["inference_precision"])
-        request = core.import_model(io.BytesIO(engine.plan), "CPU", properties).create_infer_request()
+        compiled = core.import_model(io.BytesIO(engine.plan), "CPU", properties)
+        request = compiled.create_infer_request()
     except Exception as err:
         raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
     names = [spec.name for spec in sidecar.outputs]
+    read = {port.any_name for port in compiled.inputs}
 
     def infer(feeds: dict[str, Array]) -> dict[str, Array]:
         try:
-            outputs = request.infer(feeds, share_inputs=True)
+            known = {name: array for name, array in feeds.items() if name in read}
+            outputs = request.infer(known, share_inputs=True)
             return {name: outputs[index] for index, name in enumerate(names)}
         except Exception as err:
             raise InferenceError(f"OpenVINO failed: {one_line(err)}") from err
@@ -102,23 +111,38 @@ def load(engine: Engine) -> Session:
 
 def _core(precision: str) -> tuple[ov.Core, list[str]]:
     """OpenVINO's entry, and what had to be done for it to survive."""
+    _cores.append(precision)
     avoided = avoid_broken_amx() if precision == "bfloat16" else ""
+    if avoided and _cores[0] != "bfloat16":
+        raise UnsupportedError(
+            f"this machine stops programs that use its AMX, and oneDNN reads only once that it must not, which was for "
+            f"{_cores[0]}: use bfloat16 first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
+        )
     import openvino as ov
 
     return ov.Core(), [avoided] if avoided else []
 
 
-def _inference_precision(core: ov.Core, precision: str, notes: list[str]) -> str:
+def _inference_precision(core: ov.Core, graph: Graph, precision: str, notes: list[str]) -> str:
     """The precision OpenVINO is told to compute in; adds a note where that is not the one asked for.
 
-    It is always told: left alone, it lowers a float32 graph to bfloat16 on CPUs that have it.
+    It is always told: left alone, it lowers a float32 graph to bfloat16 on CPUs that have it. Told a low precision, it
+    lowers the parts as well that the graph keeps in float32 because they would overflow.
     """
-    if precision in _CAPABILITIES and _CAPABILITIES[precision] not in core.get_property(
-        "CPU", "OPTIMIZATION_CAPABILITIES"
-    ):
-        notes.append(f"this CPU has no {precision} arithmetic: weights are stored in it, layers compute in float32")
+    if precision not in _CAPABILITIES:
         return _HINTS["float32"]
-    return _HINTS.get(precision, _HINTS["float32"])
+    obstacle = ""
+    if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        obstacle = f"this CPU has no {precision} arithmetic"
+    elif high := sum(_computes_in_float32(node) for node in graph.nodes()):
+        obstacle = f"the graph keeps {high} nodes in float32, which OpenVINO would lower with the rest"
+    if obstacle:
+        notes.append(f"{obstacle}: weights are stored in {precision}, layers compute in float32")
+    return _HINTS["float32"] if obstacle else _HINTS[precision]
+
+
+def _computes_in_float32(node: ir.Node) -> bool:
+    return node.op_type not in _MOVES and any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
 
 
 def _release() -> str:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from edgeattn import __version__
 from edgeattn.cli import build, doctor, export, inspect, parity, run
 from edgeattn.cli.options import apply_settings, common_options
-from edgeattn.errors import EdgeAttnError
+from edgeattn.errors import EdgeAttnError, UnsupportedError
+from edgeattn.reports.text import printable
 
 COMMANDS = (doctor, export, inspect, build, run, parity)
 INTERRUPTED = 130
@@ -24,14 +28,12 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never raises but with `--debug`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # what stops a service cleans up as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _ready_streams()
     try:
         args = _parse(words)
         return int(args.run(args))
-    except EdgeAttnError as err:
-        if "--debug" in words:
-            raise
-        print(f"edgeattn: error: {err}", file=sys.stderr)
-        return err.exit_code
     except KeyboardInterrupt:
         print("edgeattn: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -39,11 +41,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as err:
+    except Exception as err:
         if "--debug" in words:
             raise
-        print(f"edgeattn: error: {err}", file=sys.stderr)
-        return 1
+        text, code = _described(err)
+        print(f"edgeattn: error: {printable(text)}", file=sys.stderr)
+        return code
+
+
+def _described(err: Exception) -> tuple[str, int]:
+    """What to say of an error, and its exit code."""
+    if isinstance(err, EdgeAttnError):
+        return str(err), err.exit_code
+    if isinstance(err, ImportError):
+        return f"the package {err.name} cannot be imported ({err}): install edgeattn again", UnsupportedError.exit_code
+    if isinstance(err, OSError | MemoryError):
+        return str(err) or "out of memory", 1
+    return f"unexpected {type(err).__name__}: {err}; --debug shows where: please report it", 1
+
+
+def _ready_streams() -> None:
+    """Let output neither fail on a name that the terminal cannot show, nor go into a file where a stream is closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -62,15 +86,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         )
         module.configure(command)
         command.set_defaults(run=module.run)
-        if name in words:
-            apply_settings(command, name, words)
+        if words[:1] == [name]:
+            apply_settings(command, name, [module.__name__.rpartition(".")[2] for module in COMMANDS], words)
     return parser.parse_args(_json_to_stdout(words))
 
 
 def _json_to_stdout(words: Sequence[str]) -> list[str]:
     """`--json` takes a file or nothing; say so to argparse, which would take any word that follows for the file."""
-    following = [*words[1:], ""]
     return [
         "--json=-" if word == "--json" and not after.endswith(".json") else word
-        for word, after in zip(words, following, strict=True)
+        for word, after in zip_longest(words, words[1:], fillvalue="")
     ]

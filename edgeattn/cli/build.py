@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from edgeattn.cli.options import converted, json_option
-from edgeattn.cli.output import emit, passed
+from edgeattn.cli.output import check_outputs, emit, passed
 from edgeattn.cli.progress import shown
 from edgeattn.errors import UsageError
-from edgeattn.tensors import dtype_named, parse_shapes, parse_size
+from edgeattn.tensors import parse_shapes, parse_size
 
 HELP = "build an engine from an ONNX model and verify it"
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
@@ -76,11 +76,17 @@ def _mem_pool_size(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Build, or with --dry-run only plan."""
     from edgeattn.backends.base import BuildConfig
-    from edgeattn.build import build_engine, plan_build
+    from edgeattn.build import SHORT_NAMES, build_engine, plan_build
+    from edgeattn.engine import sidecar_path
 
+    if args.shapes and (args.min_shapes or args.opt_shapes or args.max_shapes):
+        raise UsageError("--shapes is min, opt and max in one; give it alone, or the three without it")
+    output = args.output or args.model.parent / f"{args.model.stem}.engine"
+    check_outputs((output, sidecar_path(output), args.json), (args.model,))
+    long_names = {short: name for name, short in SHORT_NAMES.items()}
     with shown(args.quiet) as progress:
         config = BuildConfig(
-            precision=dtype_named(args.precision).name if args.precision else "",
+            precision=long_names.get(args.precision, args.precision or ""),
             min_shapes=args.min_shapes,
             opt_shapes=args.shapes or args.opt_shapes,
             max_shapes=args.max_shapes,
@@ -97,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(plan_build(args.model, config, args.backend))
             return 0
-        output = args.output or args.model.with_suffix(".engine")
         report = build_engine(args.model, output, config, args.backend, check=not args.no_check)
     emit(report, args.json)
     if args.verbose:

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from edgeattn.cli.options import json_option, model_options
-from edgeattn.cli.output import emit, passed
+from edgeattn.cli.output import check_outputs, emit, passed
 
 HELP = "export a PyTorch model to ONNX"
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from edgeattn.export import export_model
     from edgeattn.model import load_model, parse_dynamic, parse_inputs
 
+    check_outputs((args.output, args.json), (args.model.rpartition(":")[0], args.weights))
     model = load_model(args.model, args.weights)
     inputs = parse_inputs(args.input, model.module)
     report = export_model(

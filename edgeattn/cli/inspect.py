@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgeattn.cli.options import json_option
-from edgeattn.cli.output import emit
+from edgeattn.cli.output import check_outputs, emit
 
 HELP = "say what is in a model or an engine"
 
@@ -22,5 +22,6 @@ def run(args: argparse.Namespace) -> int:
     """Read and describe."""
     from edgeattn.inspect import inspect_file
 
+    check_outputs((args.json,), (args.file,))
     emit(inspect_file(args.file, trust=args.trust), args.json)
     return 0

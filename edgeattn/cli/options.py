@@ -12,6 +12,7 @@ from edgeattn import files
 from edgeattn.errors import UsageError, did_you_mean
 
 CONFIG_FILE = "edgeattn.toml"
+_NO_SETTINGS = ("help", "config", "debug")
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -52,32 +53,55 @@ def converted(convert: Any) -> Any:
     return parse
 
 
-def apply_settings(parser: argparse.ArgumentParser, command: str, words: Sequence[str]) -> None:
+def whole(low: int) -> Any:
+    """An argparse type: a whole number, `low` or more."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and int(text) >= low):
+            raise argparse.ArgumentTypeError(f"expected a whole number, {low} or more, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def apply_settings(
+    parser: argparse.ArgumentParser, command: str, commands: Sequence[str], words: Sequence[str]
+) -> None:
     """Take a command's defaults from `[command]` in the settings file, then from `EDGEATTN_COMMAND_OPTION`.
 
     Raises:
-        UsageError: the file cannot be read, or a key is none of the command's options; names the nearest one.
+        InputError: the file cannot be read.
+        UsageError: a table is no command, or a key none of the command's options; names the nearest one.
     """
-    settings = {**_from_file(command, words), **_from_environment(command)}
-    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    settings = {**_from_file(command, commands, words), **_from_environment(command)}
+    # Reversed, since an option comes before its aliases.
+    actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
+    for dest in _NO_SETTINGS:
+        del actions[dest]
     for (source, key), value in settings.items():
         dest = key.replace("-", "_").lower()
         if dest not in actions:
-            names = [name.replace("_", "-") for name in actions]
+            names = sorted(name.replace("_", "-") for name in actions)
             raise UsageError(
                 f"{source}: {command} has no option {key!r}; {did_you_mean(dest.replace('_', '-'), names)}"
             )
         parser.set_defaults(**{dest: _value(actions[dest], value, f"{source}: {key}")})
 
 
-def _from_file(command: str, words: Sequence[str]) -> dict[tuple[str, str], Any]:
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _from_file(command: str, commands: Sequence[str], words: Sequence[str]) -> dict[tuple[str, str], Any]:
+    reader = argparse.ArgumentParser(prog=f"edgeattn {command}", add_help=False, allow_abbrev=False)
     reader.add_argument("--config")
     path = reader.parse_known_args(words)[0].config
     if path is None and not Path(CONFIG_FILE).is_file():
         return {}
-    table = files.read_toml(Path(path or CONFIG_FILE)).get(command, {})
-    return {(path or CONFIG_FILE, key): value for key, value in table.items()}
+    path = path or CONFIG_FILE
+    tables = files.read_toml(Path(path))
+    for name, table in tables.items():
+        if name not in commands:
+            raise UsageError(f"{path}: there is no command {name!r}; {did_you_mean(name, commands)}")
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} is {table!r}; expected a table [{name}] of its options")
+    return {(path, key): value for key, value in tables.get(command, {}).items()}
 
 
 def _from_environment(command: str) -> dict[tuple[str, str], str]:
@@ -93,9 +117,16 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
         if truth is None:
             raise UsageError(f"{where}: expected true or false, got {value!r}")
         return truth
+    if action.nargs == "?" and isinstance(value, bool):
+        return action.const if value else action.default
+    several = isinstance(action.default, list)
+    if isinstance(value, list) and not several:
+        raise UsageError(f"{where}: expected one value, got {value!r}")
     try:
         texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
         values = [action.type(text) if callable(action.type) else text for text in texts]
     except (ValueError, TypeError, argparse.ArgumentTypeError) as err:
         raise UsageError(f"{where}: {err}") from err
-    return values if isinstance(value, list) or isinstance(action.default, list) else values[0]
+    if unknown := [item for item in values if action.choices is not None and item not in action.choices]:
+        raise UsageError(f"{where}: {unknown[0]!r} is not one of {', '.join(map(str, action.choices or ()))}")
+    return values if several else values[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,39 @@ def emit(report: Any, as_json: str | None) -> None:
         return
     from edgeattn import files
 
-    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    plain = _finite(report.to_json())
     if as_json == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(files.json_text(plain))
     else:
         print(report)
-        files.write_atomic(Path(as_json), text.encode())
+        files.write_json(Path(as_json), plain)
+
+
+def check_outputs(outputs: Iterable[str | Path | None], sources: Iterable[str | Path | None] = ()) -> None:
+    """Refuse, before the work, what could not be written after it, or would overwrite a source or another output.
+
+    Raises:
+        EdgeAttnError: see `files.output_file`.
+    """
+    from edgeattn import files
+
+    taken = [Path(source) for source in sources if source is not None]
+    for output in outputs:
+        if output is not None and output != "-":
+            files.output_file(Path(output), *taken)
+            taken.append(Path(output))
 
 
 def passed(text: str, as_json: str | None = None) -> None:
     """The last line of a command that checked what it made; it leaves stdout to JSON where that was asked for."""
     stream = sys.stderr if as_json == "-" else sys.stdout
     print(f"PASSED: {text}", file=stream)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for: an engine may well say nan."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

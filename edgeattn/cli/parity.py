@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgeattn.cli.options import converted, data_options, json_option, model_options
-from edgeattn.cli.output import emit
+from edgeattn.cli.options import converted, data_options, json_option, model_options, whole
+from edgeattn.cli.output import check_outputs, emit
 from edgeattn.errors import UsageError
 
 HELP = "check an engine against its original"
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--random", action="store_true", help="seeded random inputs instead of real samples")
     data_options(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N samples only")
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="use the first N samples only")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the random inputs (default: 0)")
     parser.add_argument(
         "--max-drop", type=converted(parse_drops), default={}, metavar="METRIC=P%", help="such as top1=0.5%%"
     )
@@ -52,17 +52,23 @@ def parse_drops(text: str) -> dict[str, float]:
             drop = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
         except ValueError:
             drop = -1.0
-        if not metric or not 0 <= drop <= 1:
-            raise UsageError(f"not an allowed drop: {part!r}; expected for example top1=0.5%")
-        drops[metric.strip()] = drop
+        metric = metric.strip()
+        if not metric or metric in drops or not 0 <= drop <= 1:
+            raise UsageError(f"not an allowed drop: {part!r}; expected for example top1=0.5%, each metric once")
+        drops[metric] = drop
     return drops
 
 
 def run(args: argparse.Namespace) -> int:
     """Open the engine and its original, compare them on every sample, print and write the report."""
     from edgeattn import files
+    from edgeattn.engine import sidecar_path
     from edgeattn.parity import compare_files
 
+    if args.random and (args.limit is not None or args.recipe):
+        raise UsageError("--limit and --recipe are about real samples; leave them out with --random, or give --data")
+    sources = (args.engine, sidecar_path(args.engine), args.against, args.weights, args.recipe)
+    check_outputs((args.html, args.junit, args.json), sources)
     report = compare_files(
         args.engine,
         args.against,

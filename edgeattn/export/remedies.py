@@ -51,6 +51,8 @@ class Remedies(TorchFunctionMode):
             return self._affine_grid(*args, **kwargs)
         if func is F.scaled_dot_product_attention and args[0].ndim == 3:
             return _attention_of_matrices(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and args[0].ndim > 4:
+            return _attention_of_blocks(*args, **kwargs)
         if func in FREEZING and self.torchscript and args[0].dtype != torch.int64:
             self._note_frozen(sys._getframe(1))
         return func(*args, **kwargs)
@@ -65,13 +67,18 @@ class Remedies(TorchFunctionMode):
         name, rank, plain = POOLS[func]
         sizes = x.shape[-rank:]
         asked = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * rank
+        average = plain in (F.avg_pool1d, F.avg_pool2d)
+        pooled = {axis: out for axis, out in enumerate(asked, start=-rank) if out is not None}
+        if all(isinstance(out, int) and out == 1 for out in pooled.values()):
+            if len(pooled) in (0, rank):
+                return func(x, output_size, *rest, **kwargs) if pooled else x
+            self.notes[f"{name} to {_by(asked)} as {'a mean' if average else 'a maximum'} over one axis"] = None
+            return x.mean(list(pooled), True) if average else x.amax(list(pooled), True)
         outs = [size if out is None else out for size, out in zip(sizes, asked, strict=True)]
-        if all(isinstance(out, int) and out == 1 for out in outs):
-            return func(x, output_size, *rest, **kwargs)
         moving = self.dynamic_sizes if self.torchscript else any(isinstance(size, torch.SymInt) for size in sizes)
         if moving:
             raise ExportError(
-                f"{name} to {_by(outs)} of an image of dynamic size has no ONNX form; "
+                f"{name} to {_by(asked)} of an image of dynamic size has no ONNX form; "
                 "make height and width static, or pool to size 1"
             )
         numbers = [int(size) for size in sizes]
@@ -83,7 +90,6 @@ class Remedies(TorchFunctionMode):
             kernel, stride = zip(*(step for step in grid if step), strict=True)
             self.notes[f"{change} as a pooling of {_by(kernel)}, stride {_by(stride)}"] = None
             return plain(x, kernel, stride)
-        average = plain in (F.avg_pool1d, F.avg_pool2d)
         self.notes[f"{change} as {'matrix products' if average else 'maxima of slices'}"] = None
         for axis, (size, out) in enumerate(zip(numbers, outs, strict=True), start=-rank):
             x = _average(x, axis, size, out) if average else _maximum(x, axis, size, out)
@@ -108,6 +114,17 @@ def _attention_of_matrices(
         attn_mask = attn_mask[:, None]
     tensors = (query[:, None], key[:, None], value[:, None])
     return F.scaled_dot_product_attention(*tensors, attn_mask, *rest, **kwargs)[:, 0]
+
+
+def _attention_of_blocks(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+) -> Tensor:
+    """Attention with more axes than one before the heads, (B, blocks, heads, N, d), with one: as `..._of_matrices`."""
+    if attn_mask is not None and attn_mask.ndim > 2:
+        attn_mask = attn_mask.expand(*query.shape[:-2], *attn_mask.shape[-2:]).flatten(0, -4)
+    tensors = (query.flatten(0, -4), key.flatten(0, -4), value.flatten(0, -4))
+    flat = F.scaled_dot_product_attention(*tensors, attn_mask, *rest, **kwargs)
+    return flat.reshape(*query.shape[:-1], value.shape[-1])
 
 
 def _by(sizes: Sequence[Any]) -> str:

@@ -13,9 +13,10 @@ product, where TensorRT's own fusion looks for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeattn.ops.base import AttentionOp
+from edgeattn.ops.base import AttentionOp, Case
 from edgeattn.ops.softmax_attention_search import NAME, find
 
 if TYPE_CHECKING:
@@ -48,11 +49,14 @@ def reference(variant: str, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor, scal
     import torch
 
     weights = torch.softmax(sum(bias, scale * q @ k.transpose(-2, -1)), dim=-1)
-    return (torch.nan_to_num(weights) if "guarded" in variant else weights) @ v
+    return (weights.masked_fill(weights.isnan(), 0) if "guarded" in variant else weights) @ v
 
 
-def cases() -> list[object]:
-    return []
+def cases() -> Sequence[Case]:
+    """Modules that must match and modules that must not."""
+    from edgeattn.ops.softmax_attention_cases import CASES
+
+    return CASES
 
 
-OP = AttentionOp(NAME, "Vaswani et al. 2017, arXiv 1706.03762", find, function, reference, cases)  # type: ignore[arg-type]
+OP = AttentionOp(NAME, "arXiv 1706.03762; 1711.07971, 1805.08318 for maps", find, function, reference, cases)

@@ -119,6 +119,9 @@ def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple
     if len(rows) != 1 or len(columns) != 1:
         raise Unclear(f"{name_of(second.node)} is no product of weights (queries, keys) and values (keys, columns)")
     _require_whole_weights(second, side)
+    for factor in scores.factors:
+        if set(keys) & {leaf for axis in frame.resolved(factor.axes) for leaf in axis}:
+            raise Unclear(f"{name_of(factor.slot.node)} scales scores by a tensor that differs from key to key")
     named[first.summed] = frame.leaf(_size(first, asks, first.summed))
     weights[columns] = frame.leaf(_size(second, 1 - side, columns))
     return Parts(
@@ -201,7 +204,7 @@ def _inner_factor(source: tuple[Dim, ...], result: tuple[Dim, ...], axis: int) -
     return whole // each if exact and isinstance(whole, int) and isinstance(each, int) else None
 
 
-def _leaves_keys(terms: Sequence[Term], frame: Frame, over: tuple[int, ...]) -> bool:
+def _leaves_keys(terms: list[Term], frame: Frame, over: tuple[int, ...]) -> bool:
     """Whether it is certain that each query keeps a key, so that no row of weights is not a number."""
     if not terms:
         return True

@@ -87,18 +87,12 @@ def _folded(value: ir.Value | None, depth: int = 16) -> Array | None:
 
 def _applied(node: ir.Node, inputs: list[Array]) -> Array | None:
     first, *rest = inputs
+    picks = node.op_type in ("Gather", "Slice")
     dtype = node.outputs[0].dtype
-    if dtype is None or any(None in item.flat for item in (rest if node.op_type in ("Gather", "Slice") else inputs)):
+    if dtype is None or any(None in item.flat for item in (rest if picks else inputs)):
         return None
-    if node.op_type in ("Gather", "Slice"):
-        if first.ndim != 1:
-            return None
-        if node.op_type == "Slice":
-            numbers = [int(item.item()) for item in rest if item.size == 1]
-            step = numbers[3] if len(numbers) > 3 else 1
-            return first[numbers[0] : numbers[1] : step] if len(numbers) == len(rest) and step > 0 else None
-        places = rest[0].astype(np.int64)
-        return np.asarray(first[places]) if np.all((places < len(first)) & (places >= -len(first))) else None
+    if picks:
+        return _picked(node, first, rest) if first.ndim == 1 else None
     first = first.astype(dtype.numpy())
     if node.op_type not in _ARITHMETIC:
         return first.reshape(-1) if node.op_type == "Unsqueeze" else first
@@ -106,6 +100,16 @@ def _applied(node: ir.Node, inputs: list[Array]) -> Array | None:
         return None if node.op_type != "Div" or min(first.min(), rest[0].min()) <= 0 else first // rest[0]
     with np.errstate(all="ignore"):
         return np.asarray(_ARITHMETIC[node.op_type](first, *rest)).astype(dtype.numpy())
+
+
+def _picked(node: ir.Node, first: Array, rest: list[Array]) -> Array | None:
+    """Some elements of a list of sizes."""
+    if node.op_type == "Gather":
+        places = rest[0].astype(np.int64)
+        return np.asarray(first[places]) if np.all((places < len(first)) & (places >= -len(first))) else None
+    numbers = [int(item.item()) for item in rest if item.size == 1]
+    step = numbers[3] if len(numbers) > 3 else 1
+    return first[numbers[0] : numbers[1] : step] if len(numbers) == len(rest) and step > 0 else None
 
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:

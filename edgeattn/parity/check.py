@@ -179,7 +179,7 @@ class _Check:
         """Run both on the same values, add the errors to every list of sums, and return both sides' outputs."""
         results = self.session.run(feeds)
         got = [results[spec.name] for spec in self.session.outputs]
-        same = {name: np.asarray(feeds[old]).astype(dtype) for old, (name, dtype) in self.renamed.items()}
+        same = self._translated(feeds)
         truth = self.reference.oracle(same)
         if len(got) != len(truth):
             raise UsageError(f"the engine has {len(got)} outputs, {self.reference.source} has {len(truth)}")
@@ -210,6 +210,7 @@ class _Check:
         try:
             self.compare(names, feeds, here, *sums)
         except InferenceError as err:
+            self._require_reference(feeds, where)
             return ShapeParity(shapes, origin, np.inf, np.inf, (f"at {where}: {err}",))
         judged = [deviation.judged(self.tolerance) for deviation in here]
         return ShapeParity(
@@ -219,6 +220,20 @@ class _Check:
             max((output.relative_l2 for output in judged), default=0.0),
             tuple(f"at {where}: {reason}" for output in judged for reason in output.failures),
         )
+
+    def _require_reference(self, feeds: Feeds, where: str) -> None:
+        """Raise where the reference fails as well: then the values are at fault, and nothing can be judged."""
+        try:
+            self.reference.oracle(self._translated(feeds))
+        except InferenceError as err:
+            raise InferenceError(
+                f"nothing can be compared at {where}, where the original fails itself: {err}; narrow the shapes, or "
+                "give data that the model admits (edgeattn build --no-check, then edgeattn parity --data)"
+            ) from err
+
+    def _translated(self, feeds: Feeds) -> dict[str, Array]:
+        """The same values under the reference's names and in its dtypes."""
+        return {name: np.asarray(feeds[old]).astype(dtype) for old, (name, dtype) in self.renamed.items()}
 
     def feeds_at(self, shapes: Mapping[str, Shape]) -> tuple[list[str], dict[str, Array], str]:
         """Names, feeds and their origin: real samples, repeated as need be, where they have the right size."""
@@ -244,7 +259,7 @@ class _Check:
         allowed = all(self.session.profile[name].contains(shape) for name, shape in one.items())
         for shapes in [one, opt] if allowed and one != opt else [opt]:
             _, feeds, _ = self.feeds_at(shapes)
-            same = {name: feeds[old].astype(dtype) for old, (name, dtype) in self.renamed.items()}
+            same = self._translated(feeds)
             batch = _size(shapes, self.session.profile)
             sides: dict[str, Callable[[], object]] = {
                 "reference": partial(self.reference.run, same),

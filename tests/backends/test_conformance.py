@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from edgeattn.backends import BACKENDS, backend_named, choose_backend, open_session
 from edgeattn.backends.base import Backend, BuildConfig, Session
-from edgeattn.engine import write_engine
+from edgeattn.engine import Engine, Precision, write_engine
 from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
 from edgeattn.graph import Graph
-from edgeattn.tensors import random_feeds, resolve_profile
+from edgeattn.precision.fp16 import lower
+from edgeattn.tensors import TensorSpec, random_feeds, resolve_profile
 from edgeattn.tolerance import tolerance_for
-from tests.graphs import FLOAT, GraphCase, gathered_gate, graph_of, self_attention
+from tests.graphs import FLOAT, INT64, GraphCase, gathered_gate, graph_of, self_attention
 
 
 @pytest.fixture(params=BACKENDS)
@@ -103,6 +107,61 @@ def test_a_plan_of_garbage_is_refused(backend: Backend) -> None:
         backend.load(dataclasses.replace(engine, plan=b"garbage" * 100))
 
 
+PLANS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda plan: b"",
+    "half": lambda plan: plan[: len(plan) // 2],
+    "longer": lambda plan: plan + b"x" * 100,
+    "not-utf8": lambda plan: plan.replace(b"x", b"\xbd"),
+}
+SIDECARS: dict[str, dict[str, Any]] = {
+    "no-config": {"config": {}},
+    "config-of-nonsense": {"config": {"inference_precision": ["f99"]}},
+    "another-input": {"inputs": (TensorSpec("z", "float32", ("batch", 7, 8)),)},
+    "another-output": {"outputs": (TensorSpec("z", "float32", None), TensorSpec("y", "float32", None))},
+    "unknown-precision": {"precision": Precision("float99")},
+}
+
+
+@pytest.mark.parametrize("name", [*PLANS, *SIDECARS])
+def test_no_foreign_error_leaks_from_a_damaged_engine(backend: Backend, name: str) -> None:
+    graph = self_attention().graph
+    engine = backend.build(graph, BuildConfig(precision="float32", profile=resolve_profile(graph.inputs)))
+    plan = PLANS.get(name, bytes)(engine.plan)
+    damaged = Engine(plan, dataclasses.replace(engine.sidecar, **SIDECARS.get(name, {})))
+    with contextlib.suppress(EdgeAttnError), backend.load(damaged) as session:
+        session.infer({"x": np.zeros((1, 7, 8), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "feeds", [{}, {"x": np.zeros((1, 9, 9), np.float32)}, {"x": np.zeros(3)}, {"x": None}, {"z": 1}]
+)
+def test_no_foreign_error_leaks_from_feeds_that_nobody_checked(backend: Backend, feeds: Any) -> None:
+    with load(backend, self_attention().graph) as session, contextlib.suppress(EdgeAttnError):
+        session.infer(feeds)
+
+
+GRAPHS: dict[str, tuple[list[Any], int, int]] = {
+    "no-kernel": ([helper.make_node("Det", ["x"], ["y"])], TensorProto.FLOAT16, TensorProto.FLOAT16),
+    "wrong-attribute": ([helper.make_node("Softmax", ["x"], ["y"], axis=9)], FLOAT, FLOAT),
+    "wrong-type": ([helper.make_node("Sin", ["x"], ["y"])], INT64, INT64),
+    "missing-input": ([helper.make_node("Add", ["x"], ["y"])], FLOAT, FLOAT),
+    "unknown": ([helper.make_node("NoSuchThing", ["x"], ["y"], domain="com.microsoft")], FLOAT, FLOAT),
+}
+
+
+@pytest.mark.parametrize("builder", BACKENDS)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_no_foreign_error_leaks_from_a_graph_that_cannot_be_built(builder: str, name: str) -> None:
+    backend = backend_named(builder)
+    if reasons := backend.missing(running=False):
+        pytest.skip("; ".join(reasons))
+    nodes, takes, gives = GRAPHS[name]
+    graph = graph_of(nodes, [("x", takes, [2, 3])], [("y", gives, [2, 3])])
+    with contextlib.suppress(EdgeAttnError):
+        backend.unsupported(graph)
+        backend.build(graph, BuildConfig(precision="float32", profile=resolve_profile(graph.inputs)))
+
+
 def test_an_openvino_engine_of_another_release_says_how_to_rebuild(tmp_path: Path) -> None:
     backend = backend_named("openvino")
     if backend.missing():
@@ -131,3 +190,41 @@ def test_a_backend_asked_for_by_name_that_is_missing_lists_every_reason(monkeypa
     monkeypatch.setattr(backend_named("openvino"), "missing", lambda running=True: ["no wheel", "no luck"])
     with pytest.raises(UnsupportedError, match="no wheel; no luck"):
         choose_backend("openvino")
+
+
+def test_bfloat16_after_another_precision_is_refused_where_amx_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = backend_named("openvino")
+    if reasons := openvino.missing():
+        pytest.skip("; ".join(reasons))
+    # oneDNN reads its settings once, so what would protect bfloat16 comes too late: the process would die.
+    monkeypatch.setattr(openvino, "avoid_broken_amx", lambda: "computing without AMX")
+    monkeypatch.setattr(openvino, "_cores", ["float32"])
+    with pytest.raises(UnsupportedError, match="ONEDNN_MAX_CPU_ISA"):
+        openvino.build(self_attention().graph, BuildConfig(precision="bfloat16"))
+
+
+def test_an_input_that_nothing_reads_is_taken_and_ignored(backend: Backend) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    graph = graph_of([node], [("x", FLOAT, [2]), ("unread", FLOAT, [3])], [("y", FLOAT, [2])])
+    with load(backend, graph) as session:
+        found = session.run({"x": np.array([-1, 2], np.float32), "unread": np.zeros(3, np.float32)})
+    np.testing.assert_array_equal(found["y"], [0, 2])
+
+
+def test_openvino_does_not_lower_what_the_graph_keeps_in_float32() -> None:
+    backend = backend_named("openvino")
+    if backend.missing():
+        pytest.skip("; ".join(backend.missing()))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Mul", ["a", "large"], ["b"], name="beyond"),
+        helper.make_node("Mul", ["b", "small"], ["y"], name="back"),
+    ]
+    weights = {"w": np.eye(8, dtype=np.float32), "large": np.float32([1e6]), "small": np.float32([1e-6])}
+    graph = lower(graph_of(nodes, [("x", FLOAT, [1, 8])], [("y", FLOAT, [1, 8])], weights), "float16").graph
+    config = BuildConfig(precision="float16", profile=resolve_profile(graph.inputs))
+    engine = backend.build(graph, config)
+    x = np.arange(1, 9, dtype=np.float32)[None]
+    with backend.load(engine) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], x, rtol=1e-2)
+    assert any("float32" in note for note in engine.sidecar.precision.notes)

@@ -105,3 +105,24 @@ def test_attention_without_heads_is_exact(mask: str | None, options: dict) -> No
     truth = F.scaled_dot_product_attention(q, k, v, where, **options)
     assert torch.equal(ours.isnan(), truth.isnan())
     assert close(ours.nan_to_num(), truth.nan_to_num())
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(
+    "module", [nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d((1, None))], ids=["avg", "max"]
+)
+def test_pooling_one_axis_away_works_at_dynamic_sizes(module: nn.Module, exporter: str) -> None:
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64)
+    with Remedies(exporter, dynamic_sizes=True) as remedies:
+        pooled = module(x)
+    assert close(pooled, module(x))
+    assert len(remedies.notes) == 1
+
+
+@pytest.mark.parametrize("mask", [None, (5, 7), (3, 1, 5, 7), (2, 3, 4, 5, 7)], ids=str)
+def test_attention_in_blocks_is_exact(mask: tuple[int, ...] | None) -> None:
+    q, k, v = (torch.randn(2, 3, 4, n, d, dtype=torch.float64) for n, d in ((5, 8), (7, 8), (7, 6)))
+    where = None if mask is None else torch.randn(mask, dtype=torch.float64)
+    with Remedies("dynamo", dynamic_sizes=False):
+        ours = F.scaled_dot_product_attention(q, k, v, where)
+    assert close(ours, F.scaled_dot_product_attention(q, k, v, where))

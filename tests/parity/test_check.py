@@ -18,7 +18,6 @@ from models import ZOO, settled
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgeattn import parity
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import BuildConfig, Session
 from edgeattn.engine import write_engine
@@ -27,7 +26,7 @@ from edgeattn.export import export_model
 from edgeattn.files import sha256_file
 from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.model import Model
-from edgeattn.parity import check_parity, compare_files, reference_from_graph, reference_from_model
+from edgeattn.parity import check, check_parity, compare_files, reference_from_graph, reference_from_model
 from edgeattn.parity.reference import Reference
 from edgeattn.precision.fp16 import lower
 from edgeattn.tensors import TensorSpec, resolve_profile
@@ -374,7 +373,7 @@ def test_empty_data_is_refused() -> None:
 
 
 def test_the_report_has_every_form_and_its_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "measure", partial(parity.measure, warmup_s=0.0, duration_s=0.05))
+    monkeypatch.setattr(check, "measure", partial(check.measure, warmup_s=0.0, duration_s=0.05))
     case = self_attention()
     with opened(case.graph, "float16", opt_shapes={"x": (2, 7, 8)}, min_shapes={"x": (1, 7, 8)}) as session:
         report = check_parity(

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import GraphCase, self_attention
+from graphs import FLOAT, GraphCase, graph_of, self_attention
+from onnx import helper
 
 from edgeattn.errors import InferenceError
 from edgeattn.graph import save_graph
 from edgeattn.parity.reference import load_reference, reference_from_graph
+from edgeattn.precision.fp16 import lower
 from edgeattn.tolerance import TOLERANCES
 
 
@@ -63,3 +65,19 @@ def test_rounding_leaves_the_graph_it_came_from_alone(case: GraphCase) -> None:
     reference_from_graph(case.graph).low(feeds_of(), "bfloat16")
     after = {name: value.const_value for name, value in case.graph.model.graph.initializers.items()}
     assert all(isinstance(tensor, ir.TensorProtocol) and tensor is after[name] for name, tensor in before.items())
+
+
+def test_a_graph_that_holds_the_dtype_is_no_measure_of_its_cost(case: GraphCase) -> None:
+    lowered = lower(case.graph, "float16").graph
+    assert reference_from_graph(lowered).low(feeds_of(), "float16") is None
+
+
+def test_the_low_run_rounds_what_every_node_makes() -> None:
+    nodes = [helper.make_node("Add", ["x", "x"], ["twice"]), helper.make_node("Sub", ["twice", "x"], ["y"])]
+    graph = graph_of(nodes, [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+    low = reference_from_graph(graph).low({"x": np.array([40000], np.float32)}, "bfloat16")
+    assert low is not None
+    assert low[0] == 79872 - 39936  # 40000 and 80000 to eight bits, exactly representable apart
+    overflowing = reference_from_graph(graph).low({"x": np.array([40000], np.float32)}, "float16")
+    assert overflowing is not None
+    assert overflowing[0] == 40000  # twice that exceeds float16, so only the input is rounded

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -739,3 +740,17 @@ def test_no_constant_makes_float16_infinite_where_float32_is_finite(source: Grap
     low = [(value.name or "").removesuffix("_float16") for value in outputs if value.dtype == ir.DataType.FLOAT16]
     if all(np.isfinite(value).all() for value in truth.values()) and all(abs(truth[name]).max() < 1e4 for name in low):
         assert all(np.isfinite(value).all() for value in reference(lowered.graph, feeds).values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_that_ir_version_3_lists_as_inputs_stay_weights(dtype: str) -> None:
+    weights = {"w": np.arange(81, dtype=np.float32).reshape(9, 9), "s": np.array([9, 1], np.int64)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Reshape", ["y", "s"], ["z"])]
+    inputs = [helper.make_tensor_value_info(*item) for item in (("x", 1, [1, 9]), ("w", 1, [9, 9]), ("s", 7, [2]))]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "old", inputs, [helper.make_tensor_value_info("z", 1, [9, 1])], tensors)
+    old = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+    lowered = lower(Graph(ir.from_proto(old)), dtype).graph
+    assert [spec.name for spec in lowered.inputs] == ["x"]
+    onnx.checker.check_model(lowered.proto(), full_check=True)
+    assert lowered.model.ir_version >= 4

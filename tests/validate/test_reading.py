@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper
 
-from edgeattn import inference, onnxchild
 from edgeattn.errors import InputError
 from edgeattn.graph import Graph
-from edgeattn.validate import MAX_NODES, read_model
+from edgeattn.validate import inference, onnxchild
+from edgeattn.validate.reading import MAX_NODES, read_model
 from tests.protos import (
     FLOAT,
     INT64,
@@ -96,11 +96,12 @@ def test_every_tensor_of_the_graph_carries_its_type(name: str, tmp_path: Path) -
             assert value.shape is not None, value
 
 
-def test_inferred_shapes_keep_the_names_of_dynamic_dimensions(tmp_path: Path) -> None:
-    nodes = [node("Shape", ["x"], ["s"]), node("Reshape", ["x", "s"], ["t"]), node("Relu", ["t"], ["y"])]
-    proto = model(nodes, [info("x", FLOAT, ["batch", 3])], value_info=[info("t", FLOAT, ["batch", 3])])
-    shapes = {value.name: value.shape for made in read(proto, tmp_path).model.graph for value in made.outputs}
-    assert str(shapes["t"]) == "[batch,3]"
+def test_inferred_shapes_are_refined_by_what_the_file_states(tmp_path: Path) -> None:
+    nodes = [node("Reshape", ["x", "s"], ["t"]), node("Relu", ["t"], ["y"])]
+    inputs = [info("x", FLOAT, ["batch", 3]), info("s", INT64, [2])]
+    graph = read(model(nodes, inputs, value_info=[info("t", FLOAT, ["batch", 7])]), tmp_path)
+    shapes = {value.name: str(value.shape) for made in graph.model.graph for value in made.outputs}
+    assert shapes["t"] == "[batch,7]"
 
 
 def test_wrong_claim_about_a_shape_is_not_believed(tmp_path: Path) -> None:
@@ -189,6 +190,15 @@ def test_file_that_is_no_model_is_refused(name: str, tmp_path: Path) -> None:
     assert reason in refused(path)
 
 
+def test_file_of_countless_small_fields_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeattn.validate.protos.MAX_FIELDS", 10_000)
+    path = write(onnx.ModelProto(graph=onnx.GraphProto(node=[onnx.NodeProto()] * 10_000)), tmp_path / "m.onnx")
+    monkeypatch.setattr(onnx.ModelProto, "FromString", None)
+    assert "more than 10000 fields" in refused(path)
+
+
 def test_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's address is short
     with socket.socket(socket.AF_UNIX) as server:
@@ -268,15 +278,19 @@ INVALID: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: model([node("Constant", [], ["k"], value=heavy(""))] * 2 + RELU),
         "k",
     ),
-    "unknown-operator": (lambda: model([node("Attend", ["x"], ["y"], name="n7")]), "No Op registered for Attend"),
+    "unknown-operators": (
+        lambda: model([node("Zip", ["x"], ["t"]), node("Attend", ["t"], ["y"])]),
+        "unknown operators 'Attend', 'Zip'",
+    ),
+    "operator-newer-than-the-opset": (lambda: model([node("Gelu", ["x"], ["y"])], opsets={"": 18}), "Gelu"),
     "unknown-attribute": (lambda: model([node("Relu", ["x"], ["y"], gain=2)]), "Unrecognized attribute: gain"),
     "types-differ": (
         lambda: model([node("Add", ["x", "i"], ["y"], name="sum")], [info("x", FLOAT, [1]), info("i", INT64, [1])]),
         "node name: sum",
     ),
     "not-utf8": (lambda: respelled(model(RELU), b"relu", b"r\xffl\xfe"), "not UTF-8"),
-    "control-characters": (lambda: model([node("\x1b[31mRelu\n", ["x"], ["y"])]), "No Op registered"),
-    "long-name": (lambda: model([node("A" * 100_000, ["x"], ["y"])]), "No Op registered"),
+    "control-characters": (lambda: model([node("\x1b[31mRelu\n", ["x"], ["y"])]), "unknown operators"),
+    "long-name": (lambda: model([node("A" * 100_000, ["x"], ["y"])]), "unknown operators"),
     "negative-input": (lambda: model(RELU, [info("x", FLOAT, [-1, 3])]), "tensor 'x' has a negative dimension"),
     "negative-output": (lambda: claimed_output([2, -3]), "tensor 'y' has a negative dimension"),
     "large-output": (lambda: claimed_output([2**40]), "tensor 'y' would take"),

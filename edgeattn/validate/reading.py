@@ -22,16 +22,17 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from edgeattn import files
-from edgeattn.errors import InputError, one_line, quote
-from edgeattn.external import external_files
-from edgeattn.inference import adopt_types, infer_types
-from edgeattn.protos import (
+from edgeattn.errors import InputError, first_cause, one_line, quote
+from edgeattn.validate.external import external_files
+from edgeattn.validate.inference import adopt_types, infer_types
+from edgeattn.validate.protos import (
     BITS,
     EXTERNAL,
     STRING,
     Body,
     FunctionId,
     attributes,
+    check_fields,
     domain_of,
     function_id,
     initializers,
@@ -64,6 +65,7 @@ def read_model(path: Path) -> tuple[ir.Model, str]:
         _check_text(proto)
         _check_header(proto)
         _check_functions(proto)
+        _check_operators(proto)
         for body in (proto.graph, *proto.functions):
             for graph in nested(body):
                 _check_body(graph)
@@ -86,6 +88,7 @@ def _parse(data: bytes) -> onnx.ModelProto:
     if data.startswith(b"PK\x03\x04"):
         raise InputError("it is a zip archive, such as a PyTorch checkpoint: export the model with edgeattn export")
     try:
+        check_fields(data)
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as err:
         what = "it is text" if set(data[:256]) <= set(string.printable.encode()) else "truncated or corrupt"
@@ -161,6 +164,18 @@ def _count_nodes(body: Body) -> Counter[FunctionId]:
 
 def _expand(called: Counter[FunctionId], expanded: dict[FunctionId, int]) -> int:
     return sum(count * (1 + expanded.get(key, 0)) for key, count in called.items())
+
+
+def _check_operators(proto: onnx.ModelProto) -> None:
+    """Name at once every operator that claims to be ONNX's own and is not; onnx's checker names the first."""
+    used = {key for body in (proto.graph, *proto.functions) for key in _count_nodes(body)}
+    used -= {function_id(function, function.name) for function in proto.functions}
+    unknown = sorted({name for domain, name, _ in used if not domain and not onnx.defs.has(name)})
+    if unknown:
+        raise InputError(
+            f"unknown operators {', '.join(map(quote, unknown[:20]))}; onnx {onnx.__version__} knows opsets up to "
+            f"{onnx.defs.onnx_opset_version()}, and an operator of one's own needs a domain"
+        )
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, int]]:
@@ -254,8 +269,5 @@ def _to_ir(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         ir.external_data.set_base_dir(model.graph, folder)
     except Exception as err:
-        root: BaseException = err
-        while root.__cause__:
-            root = root.__cause__
-        raise InputError(f"onnx_ir refuses it: {one_line(root)}; export it again") from err
+        raise InputError(f"onnx_ir refuses it: {one_line(first_cause(err))}; export it again") from err
     return model

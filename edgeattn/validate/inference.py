@@ -11,8 +11,8 @@ from collections.abc import MutableSequence, Sequence
 import onnx
 from google.protobuf.message import Message
 
-from edgeattn.onnxchild import check_and_infer
-from edgeattn.protos import EXTERNAL, domain_of, function_id, initializers, nested, tensor_bytes
+from edgeattn.validate.onnxchild import check_and_infer
+from edgeattn.validate.protos import EXTERNAL, domain_of, function_id, initializers, nested, tensor_bytes
 
 _LIGHT_BYTES = 1024  # a tensor below this may be a shape, whose values inference needs
 
