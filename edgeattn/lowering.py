@@ -91,6 +91,8 @@ def _no_flash(node: ir.Node) -> str:
         return f"below {FLASH_FROM} scores a head the plain operators are as fast"
     if not sizes["heads"] == sizes["key heads"] == sizes["value heads"]:
         return "its flash kernel takes no key or value that heads share"
+    if node.overload not in ("", "bias"):
+        return f"its flash kernel has no form for {node.overload}"
     bias = dims(node.inputs[3]) if len(node.inputs) > 3 else None
     if bias is not None and (len(bias) != 4 or bias[2:] != (sizes["queries"], sizes["keys"])):
         return "its flash kernel takes no bias that is the same for every query or key"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 NAME = "onnxruntime"
+_MOVES = {"Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Concat", "Slice", "Gather"}
 DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 _TYPE_NAMES = {"float": "float32", "double": "float64"}  # the rest are called as in the dtype table
 
@@ -130,7 +131,7 @@ def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
                 f"ONNX Runtime's profile in {folder} cannot be read ({one_line(err)}); is the disk full?"
             ) from err
     kernels = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
-    seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] != "Cast")
+    seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] not in _MOVES)
     return {dtype: count for dtype, count in seen.most_common() if "float" in dtype}
 
 

@@ -12,6 +12,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from edgeattn.nn.squeeze_excite import reduced_width
+
 
 class ChannelAttention(nn.Module):
     """What to look at: one gate per channel, from its mean and its maximum over the map.
@@ -36,7 +38,7 @@ class ChannelAttention(nn.Module):
         mlp_bias: bool = False,
     ) -> None:
         super().__init__()
-        width = rd_channels or max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
+        width = reduced_width(channels, rd_ratio, rd_channels, rd_divisor)
         self.fc1 = nn.Conv2d(channels, width, 1, bias=mlp_bias)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(width, channels, 1, bias=mlp_bias)

@@ -112,6 +112,8 @@ def find(graph: ir.Graph) -> Iterator[Match | Miss]:
 def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
     expand = walk.made_by(weights, "Expand")
     inner = weights if expand is None else expand.inputs[0]
+    if (walk.dims(inner) or ())[1:2] != (1,):
+        return None
     resize = walk.made_by(inner, "Resize")
     sigmoid = walk.made_by(inner if resize is None else resize.inputs[0], "Sigmoid")
     psi = layer(sigmoid.inputs[0]) if sigmoid is not None and sigmoid.inputs[0] is not None else None
@@ -175,23 +177,36 @@ def _resampling(resize: ir.Node, x: ir.Value) -> Attributes:
         Unlike: it is not known to reach the size of x, or it is no plain nearest or linear one.
     """
     given = {name: attribute.value for name, attribute in resize.attributes.items()}
-    before, after, wanted = walk.dims(resize.inputs[0]), walk.dims(resize.outputs[0]), walk.dims(x)
-    if after is None or before is None or wanted is None or None in after or after[2:] != wanted[2:]:
-        raise Unlike(f"the gate is resampled to {after}, which is not known to be the size of {x.name!r}, {wanted}")
-    if len(resize.inputs) > 2 and (scales := walk.constant(resize.inputs[2])) is not None and scales.size:
-        pairs = zip(before, after, scales, strict=True)
-        if not all(isinstance(old, int) and old * float(scale) == new for old, new, scale in pairs if scale != 1):
-            raise Unlike("the gate is resampled by a factor, expected a size or a factor that gives it exactly")
-    elif len(resize.inputs) < 4:
-        raise Unlike("the gate is resampled by a factor that is computed, expected a constant or a size")
     plain = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
     mode, coordinates = given.get("mode", "nearest"), given.get("coordinate_transformation_mode", "half_pixel")
     if mode not in ("nearest", "linear") or "axes" in given or coordinates == "tf_crop_and_resize":
         raise Unlike(f"the gate is resampled by {mode!r} in {coordinates!r} coordinates, expected nearest or linear")
     if any(given.get(name, default) != default for name, default in plain.items()):
         raise Unlike("the gate is resampled with anti-aliasing or a fixed aspect, expected a plain Resize")
+    before, after, wanted = (walk.dims(value) or () for value in (resize.inputs[0], resize.outputs[0], x))
+    sized = len(before) == 4 and None not in after and after[1:] == (1, *wanted[2:])
+    if not sized or not (after[0] == before[0] or _keeps_batch(resize)):
+        raise Unlike(f"the gate is resampled to {after}, which is not known to be the size of {x.name!r}, {wanted}")
+    scales = walk.constant(resize.inputs[2]) if len(resize.inputs) > 2 else None
+    if scales is not None and scales.size:
+        pairs = zip(before, after, scales, strict=True)
+        if not all(scale == 1 or (isinstance(old, int) and old * float(scale) == new) for old, new, scale in pairs):
+            raise Unlike("the gate is resampled by a factor, expected a size or a factor that gives it exactly")
+    elif len(resize.inputs) < 4:
+        raise Unlike("the gate is resampled by a factor that is computed, expected a constant or a size")
     nearest = given.get("nearest_mode", "round_prefer_floor")
     return {"mode": mode, "coordinates": coordinates, "nearest": nearest}
+
+
+def _keeps_batch(resize: ir.Node) -> bool:
+    """Whether a Resize takes its first sizes from its own input: Concat(Slice(Shape(input), 0, ...), ...)."""
+    sizes_made = walk.made_by(resize.inputs[3] if len(resize.inputs) > 3 else None, "Concat")
+    head = walk.made_by(sizes_made.inputs[0], "Slice") if sizes_made is not None else None
+    shape = walk.made_by(head.inputs[0], "Shape") if head is not None else None
+    whole = shape is not None and shape.inputs[0] is resize.inputs[0] and not shape.attributes
+    steps = [walk.scalar(item) for item in head.inputs[3:]] if head is not None else []
+    first = head is not None and walk.scalar(head.inputs[1]) == 0 and (walk.scalar(head.inputs[2]) or 0) >= 1
+    return whole and first and steps in ([], [0], [0, 1])
 
 
 def _facts(x: ir.Value, signal: ir.Value, arrays: Sequence[Array], plane: Sequence[int | str | None] | None) -> Facts:

@@ -142,7 +142,7 @@ def _near(x: ir.Value, weights: ir.Value) -> bool:
             continue
         seen.add(value)
         inputs = [item for item in node.inputs if item is not None and item.const_value is None]
-        maps = [item for item in inputs if vector(item) is None]
+        maps = [item for item in inputs if item is x or vector(item) is None]
         if node.op_type in POOLS and maps:
             return True
         if node.op_type == "MatMul" and any(_softmax(item) for item in inputs):

@@ -98,5 +98,5 @@ CASES = (
     Case("separate-swapped", lambda: Separate(swapped=True), MAP, FOUND),
     Case("over-channels", lambda: Timm(axis=2), MAP, missed="expected the branches"),
     Case("of-one-branch", OfFirst, MAP, missed="expected the mean of the branches' sum"),
-    Case("four", lambda: Timm(4), MAP, missed="expected 2 or 3"),
+    Case("four", lambda: Timm(4), MAP, missed="expected 2 to 3"),
 )

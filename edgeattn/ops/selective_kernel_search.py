@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 VIEWS = ("Reshape", "Unsqueeze", "Squeeze")
+MOST_BRANCHES = 3
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def match(node: ir.Node) -> Match | None:
     if pool[0] != "avg" or not _is_sum(pool[1], choice.branches):
         raise Unlike(f"the weights come from the {pool[0]} of {pool[1].name!r}, expected the mean of the branches' sum")
     count = len(choice.branches)
-    if count not in (2, 3):
-        raise Unlike(f"there are {count} branches, expected 2 or 3")
+    if not 2 <= count <= MOST_BRANCHES:
+        raise Unlike(f"there are {count} branches, expected 2 to {MOST_BRANCHES}")
     return Match(
         "SelectiveKernel",
         f"{count}-{act}",
@@ -160,14 +161,14 @@ def _separate(node: ir.Node) -> _Choice | None:
     return _Choice(tuple(branch for branch, _, _ in terms), softmax)
 
 
-def _terms(node: ir.Node) -> list[tuple[ir.Value, ir.Node, int]] | None:
+def _terms(node: ir.Node, depth: int = MOST_BRANCHES) -> list[tuple[ir.Value, ir.Node, int]] | None:
     """(branch, softmax, place) of every summand, by place; None where a summand is something else."""
     terms: list[tuple[ir.Value, ir.Node, int]] = []
     for item in node.inputs:
         inner = walk.made_by(item, "Add", "Mul")
-        if inner is None:
+        if inner is None or depth == 0:
             return None
-        found = _terms(inner) if inner.op_type == "Add" else _term(inner)
+        found = _terms(inner, depth - 1) if inner.op_type == "Add" else _term(inner)
         if found is None:
             return None
         terms += found
@@ -202,8 +203,8 @@ def _part(value: ir.Value) -> tuple[ir.Value, int] | None:
         index = walk.scalar(node.inputs[1])
         place = int(index) if index is not None and walk.integer(node, "axis", 0) == 1 else None
     else:
-        start, end, axis, step = ([walk.scalar(item) for item in node.inputs[1:]] + [None, 1.0])[:4]
-        single = start is not None and end == start + 1 and axis == 1 and step == 1
+        start, end, axis, step = [*(walk.scalar(item) for item in node.inputs[1:]), *[None] * 2][:4]
+        single = start is not None and end == start + 1 and axis == 1 and step in (1, None)
         place = int(start) if single and start is not None else None
     return (whole, place) if place is not None and place >= 0 else None
 

@@ -47,7 +47,8 @@ class NonLocal(nn.Module):
         f = torch.matmul(self.theta(x).view(b, 4, -1).permute(0, 2, 1), self.phi(x).view(b, 4, -1))
         f = f / f.size(-1) if self.dot else F.softmax(f, dim=-1)
         y = torch.matmul(f, g).permute(0, 2, 1).contiguous().view(b, 4, *x.size()[2:])
-        return self.w(y) + x
+        out: Tensor = self.w(y) + x
+        return out
 
 
 class Cross(nn.Module):
@@ -62,7 +63,8 @@ class Cross(nn.Module):
             t.view(t.shape[0], t.shape[1], 3, 4).transpose(1, 2) for t in (self.q(x), self.k(key), self.v(value))
         )
         out = ((q @ k.transpose(-2, -1)) * 4**-0.5).softmax(-1) @ v
-        return self.o(out.transpose(1, 2).reshape(x.shape[0], -1, 12))
+        y: Tensor = self.o(out.transpose(1, 2).reshape(x.shape[0], -1, 12))
+        return y
 
 
 class MultiHead(nn.Module):
@@ -92,6 +94,8 @@ class MultiHead(nn.Module):
 
 
 class MultiHeadCross(MultiHead):
+    """The same for three tensors."""
+
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
         return self.run(x, key, value)
 
@@ -107,11 +111,14 @@ class Vit(nn.Module):
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v) if self.fused else ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
-        return self.proj(y.transpose(1, 2).reshape(b, n, c))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(b, n, c))
+        return out
 
 
 class Swin(nn.Module):
     """Three windows of four places, a bias for relative positions, and the mask of shifted windows."""
+
+    mask: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +133,8 @@ class Swin(nn.Module):
         scores = q @ k.transpose(-2, -1) + self.bias.unsqueeze(0)
         scores = scores.view(b // 3, 3, 2, n, n) + self.mask.unsqueeze(1).unsqueeze(0)
         weights = scores.view(-1, 2, n, n).softmax(-1)
-        return (weights @ v).transpose(1, 2).reshape(b // 3, 12, c)
+        y: Tensor = (weights @ v).transpose(1, 2).reshape(b // 3, 12, c)
+        return y
 
 
 class SwinV2(nn.Module):
@@ -154,7 +162,8 @@ class BotNet(nn.Module):
         q, k, v = (t.transpose(-2, -1) for t in self.qkv(x).view(b, 3, 2, 4, h * w).unbind(1))
         place = (self.height + self.width).reshape(1, 2, h * w, 4)
         weights = ((q @ k.transpose(-1, -2)) * 0.5 + q @ place.transpose(-1, -2)).softmax(-1)
-        return (weights @ v).transpose(-1, -2).reshape(b, c, h, w)
+        y: Tensor = (weights @ v).transpose(-1, -2).reshape(b, c, h, w)
+        return y
 
 
 class Decomposed(nn.Module):
@@ -189,6 +198,8 @@ class Repeated(nn.Module):
 
 
 class Einsum(nn.Module):
+    """Both products as equations."""
+
     def __init__(self, scores: str, values: str, scale: float = 1.0) -> None:
         super().__init__()
         self.equations, self.scale = (scores, values), scale
@@ -220,7 +231,8 @@ class Channels(nn.Module):
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 4, 1).unbind(0)
         scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * self.temperature
-        return (scores.softmax(-1) @ v).permute(0, 3, 1, 2).reshape(b, n, c)
+        y: Tensor = (scores.softmax(-1) @ v).permute(0, 3, 1, 2).reshape(b, n, c)
+        return y
 
 
 class Rows(nn.Module):
@@ -261,11 +273,15 @@ class Scores(nn.Module):
 
 
 class Bare(nn.Module):
+    """Weights that nothing is weighted with."""
+
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         return (q @ k.transpose(-2, -1)).softmax(-1)
 
 
 class Classifier(nn.Module):
+    """Probabilities of classes, mixed by a layer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 3)

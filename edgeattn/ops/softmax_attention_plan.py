@@ -67,9 +67,9 @@ class Plan:
     finish: tuple[Step, ...]
 
 
-def planned(frame: Frame, lead: Axis, parts: Parts) -> Plan | None:
+def planned(frame: Frame, parts: Parts) -> Plan | None:
     """The plan for the likeliest way to part the leading axes that works."""
-    return next((plan for cut in _cuts(lead) if (plan := _plan(frame, cut, parts))), None)
+    return next((plan for cut in _cuts(parts.lead) if (plan := _plan(frame, cut, parts))), None)
 
 
 def _cuts(lead: tuple[int, ...]) -> Iterator[Cut]:
@@ -84,7 +84,7 @@ def _plan(frame: Frame, cut: Cut, parts: Parts) -> Plan | None:
     asked_by_all = set(lead) <= {leaf for axis in frame.resolved(parts.q.axes) for leaf in axis}
     q = _place(frame, cut, _peeled(frame, parts.q, ()), (parts.queries, parts.wide))
     k = _place(frame, cut, _peeled(frame, parts.k, lead if asked_by_all else ()), (parts.keys, parts.wide))
-    v = _place(frame, cut, _peeled(frame, parts.v, lead), (parts.keys, parts.out))
+    v = _place(frame, cut, _peeled(frame, parts.v, lead, numbers=False), (parts.keys, parts.out))
     terms = _place_terms(frame, cut, parts)
     factors = []
     for term in parts.factors:
@@ -126,7 +126,7 @@ def _place(
             end or frame.size(axis) == 1 for end, axis in zip(target[2:], last, strict=True)
         )
         if target is not None and steps is not None and ends_whole:
-            lacks = tuple(axis for axis in (0, 1) if cut[axis] and not target[axis])
+            lacks = tuple(axis for axis in (0, 1) if not target[axis] and frame.size(cut[axis]) != 1)
             placed.append(((operand.scale != candidates[-1].scale, len(steps), depth), operand, steps, lacks))
     if not placed:
         return None
@@ -134,12 +134,12 @@ def _place(
     return Placed(operand, steps, lacks)
 
 
-def _peeled(frame: Frame, operand: Operand, repeated: tuple[int, ...]) -> list[Operand]:
+def _peeled(frame: Frame, operand: Operand, repeated: Axis, *, numbers: bool = True) -> list[Operand]:
     """The same operand further up: before views, numbers it is multiplied by, and repetition along `repeated`."""
     forms = [operand]
     while (node := made_by(forms[-1].slot.value)) is not None:
         last = forms[-1]
-        if node.op_type in ("Mul", "Div"):
+        if node.op_type in ("Mul", "Div") and numbers:
             place = 1 if node.op_type == "Mul" and number(node.inputs[0]) is not None else 0
             factor = number(node.inputs[1 - place])
             if factor is None or factor == 0 or dims(node.inputs[place]) != dims(node.outputs[0]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from edgeattn.ops.base import Facts, Match, Miss
 from edgeattn.ops.layout import VIEWS, Dim, Frame, apply, regrouped, same
+from edgeattn.ops.softmax_attention_operator import attention_operator
 from edgeattn.ops.softmax_attention_plan import Operand, Parts, Plan, inputs_of, planned
 from edgeattn.ops.softmax_attention_walk import (
     Product,
@@ -25,7 +27,7 @@ from edgeattn.ops.softmax_attention_walk import (
     trace_scores,
     uses,
 )
-from edgeattn.ops.walk import between, constant, dims, made_by, number
+from edgeattn.ops.walk import between, constant, dims, made_by, number, users
 
 NAME = "SoftmaxAttention"
 OTHERS = ("Sigmoid", "HardSigmoid", "Relu", "Tanh", "Mul", "Div", "Add")  # what stands where others have a softmax
@@ -37,6 +39,7 @@ def find(graph: ir.Graph) -> Iterator[Match | Miss]:
         yield from _around(softmax)
     for node in graph:
         yield from _without_softmax(node)
+        yield from _operator(node)
 
 
 def _around(softmax: Softmax) -> Iterator[Match | Miss]:
@@ -45,7 +48,7 @@ def _around(softmax: Softmax) -> Iterator[Match | Miss]:
     try:
         scores = trace_scores(softmax, frame, axes)
     except Unclear as err:
-        if any(isinstance(use, Use) for use in uses(softmax.weights, frame, axes)):
+        if any(isinstance(use, Use) or _feeds_product(use) for use in uses(softmax.weights, frame, axes)):
             yield Miss(NAME, softmax.anchor, (softmax.anchor,), str(err))
         return
     if scores is None or scores.product is None:
@@ -65,24 +68,43 @@ def _around(softmax: Softmax) -> Iterator[Match | Miss]:
                 yield Miss(NAME, softmax.anchor, (*nodes, goal.product.node), str(err))
 
 
+def _feeds_product(node: ir.Node) -> bool:
+    return any(product_of(user) is not None for value in node.outputs for user in users(value))
+
+
+def _operator(node: ir.Node) -> Iterator[Match | Miss]:
+    frame = Frame()
+    if (plain := attention_operator(node, frame)) is not None:
+        parts, scale = plain
+        try:
+            yield _canonical(frame, parts, scale, node, node)
+        except Unclear as err:
+            yield Miss(NAME, node, (node,), str(err))
+
+
 def _match(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple[int, ...]) -> Match:
     parts = _parts(softmax, scores, use, frame, over)
-    plan = planned(frame, _with_heads(frame, parts), parts)
+    guarded = use.guarded and not _leaves_keys(scores.terms, frame, over)
+    parts = _with_heads(frame, parts)
+    return _canonical(frame, parts, scores.scale, softmax.anchor, use.product.node, guarded=guarded)
+
+
+def _canonical(
+    frame: Frame, parts: Parts, scale: float, anchor: ir.Node, last: ir.Node, *, guarded: bool = False
+) -> Match:
+    plan, output = planned(frame, parts), last.outputs[0]
     if plan is None:
         sizes = [frame.size((leaf,)) for leaf in parts.lead]
-        where = name_of(use.product.node)
-        raise Unclear(frame.doubt or f"the leading axes {sizes} of {where} do not merge to batch and heads")
-    scale = scores.scale * plan.q.operand.scale * plan.k.operand.scale
+        raise Unclear(frame.doubt or f"the leading axes {sizes} of the scores do not merge to batch and heads")
+    scale *= plan.q.operand.scale * plan.k.operand.scale
     if not np.isfinite(scale):
-        raise Unclear(f"the scores of {name_of(softmax.anchor)} are scaled by {scale}")
-    guarded = use.guarded and not _leaves_keys(scores.terms, frame, over)
+        raise Unclear(f"the scores of {name_of(anchor)} are scaled by {scale}")
     stops = [placed.operand.slot.value for placed in (plan.q, plan.k, plan.v)]
-    stops += [term.slot.value for term in (*scores.terms, *scores.factors)]
-    output = use.product.node.outputs[0]
+    stops += [term.slot.value for term in (*parts.terms, *parts.factors)]
     return Match(
         op=NAME,
-        variant=("bias" if scores.terms else "") + ("-guarded" if guarded else ""),
-        anchor=softmax.anchor,
+        variant=("bias" if parts.terms else "") + ("-guarded" if guarded else ""),
+        anchor=anchor,
         nodes=tuple(reversed(list(between(output, stops)))),
         output=output,
         inputs=lambda tape: inputs_of(tape, plan),
@@ -139,15 +161,16 @@ def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple
     )
 
 
-def _with_heads(frame: Frame, parts: Parts) -> tuple[int, ...]:
-    """The leading axes, one alone split into batch and heads where the views before it show how many there are."""
+def _with_heads(frame: Frame, parts: Parts) -> Parts:
+    """A single leading axis split into batch and heads, where the views before it show how many there are."""
     lead = parts.lead
     if len(lead) == 1 and not frame.doubt and lead in parts.q.axes:
         size = frame.size(lead)
         heads = _heads_merged(parts.q.slot.value, parts.q.axes.index(lead))
         if heads and (not isinstance(size, int) or size % heads == 0):
-            return frame.split(lead[0], (size // heads if isinstance(size, int) else None, heads))
-    return lead
+            split = frame.split(lead[0], (size // heads if isinstance(size, int) else None, heads))
+            return replace(parts, lead=split)
+    return parts
 
 
 def _size(product: Product, side: int, label: str) -> Dim:

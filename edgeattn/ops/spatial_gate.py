@@ -90,7 +90,7 @@ def find(graph: ir.Graph) -> Iterator[Match | Miss]:
 def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
     expand = walk.made_by(weights, "Expand")
     inner = weights if expand is None else expand.inputs[0]
-    found = gate(inner) if inner is not None else None
+    found = gate(inner) if inner is not None and (walk.dims(inner) or ())[1:2] == (1,) else None
     convolution = layer(found[1]) if found is not None else None
     if found is None or convolution is None or convolution.weight.ndim != 4 or convolution.weight.shape[0] != 1:
         return None

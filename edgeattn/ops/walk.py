@@ -29,7 +29,7 @@ def users(value: ir.Value, *kinds: str) -> list[ir.Node]:
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The array of an initializer, a Constant node, or a cast or reshape of one; None where it is computed."""
+    """The array of an initializer, a Constant node, or a cast of a small one; None where it is computed."""
     if value is None:
         return None
     if value.const_value is not None:
@@ -40,11 +40,10 @@ def constant(value: ir.Value | None) -> Array | None:
     if node.op_type == "Constant":
         tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
-    if node.op_type in ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten"):
+    if node.op_type in ("Identity", "Cast", "CastLike"):
         inner = constant(node.inputs[0])
-        if inner is not None and inner.size <= _LARGEST_SCALAR_FOLD and node.op_type in ("Identity", "Cast"):
-            dtype = value.dtype
-            return inner if dtype is None else inner.astype(dtype.numpy())
+        if inner is not None and inner.size <= _LARGEST_SCALAR_FOLD:
+            return inner if value.dtype is None else inner.astype(value.dtype.numpy())
     return None
 
 

@@ -10,10 +10,10 @@ from tests.ops.exactness import assert_body_is_reference, fused_exactly, graph_o
 
 small = st.sampled_from([1, 2, 3])
 RESIZED = {
-    "size": "s = Resize <mode = \"linear\", coordinate_transformation_mode = \"align_corners\"> (a, , , size)",
-    "factor": "s = Resize <mode = \"nearest\"> (a, , factor)",
-    "uneven": "s = Resize <mode = \"linear\"> (a, , uneven)",
-    "cubic": "s = Resize <mode = \"cubic\"> (a, , , size)",
+    "size": 's = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (a, , , size)',
+    "factor": 's = Resize <mode = "nearest"> (a, , factor)',
+    "uneven": 's = Resize <mode = "linear"> (a, , uneven)',
+    "cubic": 's = Resize <mode = "cubic"> (a, , , size)',
 }
 
 
@@ -69,7 +69,9 @@ def test_the_gate_is_resampled_as_it_was(resize: str, found: int) -> None:
 
 
 def test_the_bodies_are_the_references() -> None:
-    inputs = weights_of(0, x=(2, 3, 4, 6), g=(2, 5, 4, 6), wx=(2, 3, 1, 1), wg=(2, 5, 1, 1), b=(2,), wp=(1, 2, 1, 1), bp=(1,))
+    inputs = weights_of(
+        0, x=(2, 3, 4, 6), g=(2, 5, 4, 6), wx=(2, 3, 1, 1), wg=(2, 5, 1, 1), b=(2,), wp=(1, 2, 1, 1), bp=(1,)
+    )
     assert_body_is_reference(OP, "same", list(inputs.values()))
     inputs = weights_of(0, x=(2, 3, 5, 7), p=(2, 2, 3, 4), wx=(2, 3, 3, 3), b=(2,), wp=(1, 2, 1, 1), bp=(1,))
     window = {"strides": [2, 2], "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}

@@ -18,14 +18,14 @@ LINEAR = {
     "normalised": "m = Gemm <transB = 1> (h, w2, b2)\nz = BatchNormalization (m, b2, b2, b2, var)",
     "bias-by-sample": "m = Gemm <transB = 1> (h, w2)\nz = Add (m, column)",
     "scaled": "z = Gemm <transB = 1, alpha = 0.5> (h, w2, b2)",
-    "training": "m = Gemm <transB = 1> (h, w2)\nz, r1, r2 = BatchNormalization <training_mode = 1> (m, b2, b2, b2, var)",
+    "training": "m = Gemm <transB = 1> (h, w2)\nz, r, q = BatchNormalization <training_mode = 1> (m, b2, b2, b2, var)",
 }
 GATE = {
     "sigmoid": "g = Sigmoid (z)",
     "slope": "g = HardSigmoid (z)",
     "sixth": "g = HardSigmoid <alpha = 0.16666667, beta = 0.5> (z)",
     "softmax": "g = Softmax <axis = 1> (z)",
-    "swapped": "q = Sigmoid (z)\nswapped = Transpose <perm = [1, 0]> (q)\ng = Reshape (swapped, flat)",
+    "swapped": "o = Sigmoid (z)\nswapped = Transpose <perm = [1, 0]> (o)\ng = Reshape (swapped, flat)",
 }
 EXACT = {"gemm", "untransposed", "matmul", "normalised", "sigmoid", "sixth"}
 

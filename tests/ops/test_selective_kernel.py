@@ -15,7 +15,7 @@ PARTS = {
     "swapped": "b = Gather <axis = 1> (s, zero)\na = Gather <axis = 1> (s, one)",
     "same": "a = Gather <axis = 1> (s, zero)\nb = Gather <axis = 1> (s, zero)",
     "split": "p, q = Split <axis = 1, num_outputs = 2> (s)\na = Squeeze (p, first)\nb = Squeeze (q, first)",
-    "by-channel": "t = Transpose <perm = [0, 2, 1]> (s)\na = Gather <axis = 2> (t, zero)\nb = Gather <axis = 1> (s, one)",
+    "turned": "t = Transpose <perm = [0, 2, 1]> (s)\na = Gather <axis = 2> (t, zero)\nb = Gather <axis = 1> (s, one)",
 }
 
 
