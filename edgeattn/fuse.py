@@ -7,7 +7,8 @@ something better replaces the node (`edgeattn.lowering`).
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx.parser
@@ -64,6 +65,7 @@ def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, F
     searched, notes = _prepared(graph)
     if searched is None:
         return graph, FusionReport(notes=notes)
+    editor = _Editor(searched)
     found: dict[ir.Node, Found] = {}
     missed: dict[ir.Node, Missed] = {}
     for op in ops:
@@ -71,7 +73,7 @@ def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, F
             if isinstance(item, Miss):
                 missed.setdefault(item.anchor, Missed(op.name, _names(item.nodes, found), item.reason))
             elif item.output.uses() or item.output.is_graph_output():  # else an earlier match has taken it
-                node = _replace(searched, op, item)
+                node = editor.replace(op, item)
                 names = _names(item.nodes, found)
                 for part in item.nodes:
                     found.pop(part, None)
@@ -105,55 +107,70 @@ def _prepared(graph: Graph) -> tuple[Graph | None, tuple[str, ...]]:
     return Graph(model, graph.path, graph.source_sha256), ()
 
 
-def _replace(graph: Graph, op: AttentionOp, match: Match) -> ir.Node:
-    """Insert the canonical node and what brings its operands and result into layout, in place of the output's node."""
-    main, output, place = graph.model.graph, match.output, match.output.producer()
-    assert place is not None
-    tape = Tape()
-    node = ir.Node(
-        DOMAIN,
-        op.name,
-        match.inputs(tape),
-        ir.convenience.convert_attributes(match.attributes),
-        overload=match.variant,
-        name=_free(_module_of(match.anchor) or op.name, {node.name for node in main}),
-        metadata_props=dict(match.anchor.metadata_props),
-    )
-    tape.nodes.append(node)
-    result = match.finish(tape, node.outputs[0])
-    taken = {value.name for other in main for value in other.outputs} | {value.name for value in main.inputs}
-    taken |= set(main.initializers)
-    for value in (*tape.constants, *(made.outputs[0] for made in tape.nodes)):
-        value.name = _free(f"{node.name}/{value.name or 'value'}", taken)
-        taken.add(value.name)
-    for value in tape.constants:
-        main.register_initializer(value)
-    main.insert_before(place, tape.nodes)
-    result.type, result.shape = output.type, output.shape
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    result.name, output.name = output.name, result.name
-    _add_function(graph, op, match.variant)
-    return node
+class _Editor:
+    """Puts canonical nodes into a graph; keeps the names in use, since looking for them anew each time adds up."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        main = graph.model.graph
+        self.nodes = _Names(node.name for node in main)
+        made = (value.name for node in main for value in node.outputs)
+        self.values = _Names((*made, *(value.name for value in main.inputs), *main.initializers))
+
+    def replace(self, op: AttentionOp, match: Match) -> ir.Node:
+        """Insert the canonical node, and what brings its operands and result into layout, before the output's node."""
+        main, output, place = self.graph.model.graph, match.output, match.output.producer()
+        assert place is not None
+        tape = Tape()
+        node = ir.Node(
+            DOMAIN,
+            op.name,
+            match.inputs(tape),
+            ir.convenience.convert_attributes(match.attributes),
+            overload=match.variant,
+            name=self.nodes.free(_module_of(match.anchor) or op.name),
+            metadata_props=dict(match.anchor.metadata_props),
+        )
+        tape.nodes.append(node)
+        result = match.finish(tape, node.outputs[0])
+        for value in (*tape.constants, *(made.outputs[0] for made in tape.nodes)):
+            value.name = self.values.free(f"{node.name}/{value.name or 'value'}")
+        for value in tape.constants:
+            main.register_initializer(value)
+        main.insert_before(place, tape.nodes)
+        result.type, result.shape = output.type, output.shape
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        result.name, output.name = output.name, result.name
+        self._add_function(op, match.variant)
+        return node
+
+    def _add_function(self, op: AttentionOp, variant: str) -> None:
+        functions, key = self.graph.model.functions, (DOMAIN, op.name, variant)
+        if key not in functions:
+            header = f'<domain: "{DOMAIN}", opset_import: ["": {self.graph.opset}], overload: "{variant}">\n'
+            functions[key] = ir.serde.deserialize_function(onnx.parser.parse_function(header + op.function(variant)))
 
 
-def _add_function(graph: Graph, op: AttentionOp, variant: str) -> None:
-    key = (DOMAIN, op.name, variant)
-    if key not in graph.model.functions:
-        header = f'<domain: "{DOMAIN}", opset_import: ["": {graph.opset}], overload: "{variant}">\n'
-        proto = onnx.parser.parse_function(header + op.function(variant))
-        graph.model.functions[key] = ir.serde.deserialize_function(proto)
+class _Names:
+    """The names in use; `free` finds one like the one asked for and takes it."""
+
+    def __init__(self, taken: Iterable[str | None]) -> None:
+        self.taken = set(taken)
+        self.numbers: Counter[str] = Counter()
+
+    def free(self, name: str) -> str:
+        free = name
+        while free in self.taken:
+            self.numbers[name] += 1
+            free = f"{name}_{self.numbers[name]}"
+        self.taken.add(free)
+        return free
 
 
 def _module_of(node: ir.Node) -> str:
     """The PyTorch module a node was traced in, where the exporter left its path."""
     scopes = node.metadata_props.get(SCOPES)
     return str(["", *ast.literal_eval(scopes)][-2]) if scopes else ""
-
-
-def _free(name: str, taken: Collection[str | None]) -> str:
-    if name not in taken:
-        return name
-    return next(free for free in (f"{name}_{number}" for number in range(1, len(taken) + 2)) if free not in taken)
 
 
 def _names(nodes: tuple[ir.Node, ...], found: Mapping[ir.Node, Found]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 from edgeattn.fuse import fuse
 from tests.graphs import gathered_gate, self_attention
 

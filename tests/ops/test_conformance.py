@@ -38,9 +38,7 @@ def _named_as_forward_wants(model: Model) -> tuple[TensorSpec, ...]:
     from edgeattn.model import parameters
 
     names = list(parameters(model.module))
-    return tuple(
-        TensorSpec(name, spec.dtype, spec.shape) for name, spec in zip(names, model.inputs, strict=False)
-    )
+    return tuple(TensorSpec(name, spec.dtype, spec.shape) for name, spec in zip(names, model.inputs, strict=False))
 
 
 def assert_close(found: Array, truth: Array) -> None:

@@ -17,6 +17,7 @@ from edgeattn.interpreter import run_as_written
 from edgeattn.ops.softmax_attention import OP, reference
 from edgeattn.tolerance import tolerance_for
 from tests.graphs import Array
+from tests.ops.exactness import assert_body_is_reference
 
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
 
@@ -396,6 +397,16 @@ def test_weights_may_serve_two_values() -> None:
     weights = sketch.op("Softmax", scores, axis=-1)
     out = sketch.op("Add", sketch.op("MatMul", weights, "v"), sketch.op("MatMul", weights, "k"))
     assert len(fused_and_same(sketch.graph(out, q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 4))).found) == 2
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+@pytest.mark.parametrize("variant", ["", "bias", "bias-guarded"])
+def test_the_body_is_the_reference(variant: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((2, heads, n, 4)).astype(np.float32) for heads, n in ((3, 5), (1, 7), (3, 7))]
+    bias = np.where(rng.random((1, 3, 5, 7)) < 0.7, 0.5, -np.inf).astype(np.float32)
+    bias[0, 1, 2] = -np.inf if variant == "bias-guarded" else 0.0
+    assert_body_is_reference(OP, variant, [*inputs, bias] if variant else inputs, scale=scale)
 
 
 @pytest.mark.parametrize("variant", ["", "bias", "bias-guarded"])
