@@ -13,8 +13,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from graphs import FLOAT, graph_of, self_attention
-from models import ZOO, settled
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -30,6 +28,8 @@ from edgeattn.parity import check, check_parity, compare_files, reference_from_g
 from edgeattn.parity.reference import Reference
 from edgeattn.precision.fp16 import lower
 from edgeattn.tensors import TensorSpec, resolve_profile
+from tests.graphs import FLOAT, graph_of, self_attention
+from tests.models import ZOO, settled
 
 Array = NDArray[Any]
 SIZE = 32

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import FLOAT, GraphCase, graph_of, self_attention
 from onnx import helper
 
 from edgeattn.errors import InferenceError
@@ -13,6 +12,7 @@ from edgeattn.graph import save_graph
 from edgeattn.parity.reference import load_reference, reference_from_graph
 from edgeattn.precision.fp16 import lower
 from edgeattn.tolerance import TOLERANCES
+from tests.graphs import FLOAT, GraphCase, graph_of, self_attention
 
 
 @pytest.fixture(scope="module")
