@@ -269,3 +269,35 @@ def test_an_interrupt_exits_130(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("edgeattn.build.build_engine", interrupt)
     assert main(["build", str(model)]) == 130
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnxscript", "safetensors", "triton"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from edgeattn.cli import main
+
+for words in sys.argv[1:]:
+    code = main(words.split())
+    if code:
+        sys.exit(f"{words} ended with {code}")
+"""
+
+
+def test_a_file_is_built_inspected_run_and_checked_without_torch(model: Path) -> None:
+    np.savez("x.npz", x=np.zeros((1, 7, 8), np.float32))
+    words = (
+        "build model.onnx --fp16 -q",
+        "inspect model.onnx",
+        "inspect model.engine",
+        "run model.engine --input x.npz",
+        "parity model.engine --against model.onnx --random --no-latency",
+        "doctor",
+    )
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
