@@ -7,6 +7,7 @@ between such layouts keep the numbers in place, so every search looks through th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeattn.ops import walk
+from edgeattn.ops.base import Match, Miss
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
@@ -318,3 +320,24 @@ def _gemm(
         return source, weight, None
     flat = _per_channel(bias, 1, 2)
     return None if flat is None else (source, weight, np.broadcast_to(flat, len(weight)).astype(weight.dtype))
+
+
+def weighed_maps(
+    graph: ir.Graph, name: str, match: Callable[[ir.Node, ir.Value, ir.Value], Match | None]
+) -> Iterator[Match | Miss]:
+    """Try every product of a map (B, C, H, W), C fixed, and what may be its weights; `Unlike` becomes a miss."""
+    for node in graph:
+        if node.op_type != "Mul" or node.domain:
+            continue
+        for x, weights in (node.inputs, node.inputs[::-1]):
+            shape = walk.dims(x)
+            if x is None or weights is None or shape is None or len(shape) != 4 or not isinstance(shape[1], int):
+                continue
+            try:
+                found = match(node, x, weights)
+            except Unlike as err:
+                yield Miss(name, node, (node,), str(err))
+                break
+            if found is not None:
+                yield found
+                break

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from edgeattn.ops import walk
 from edgeattn.ops.activations import activate, gate, gate_text
 from edgeattn.ops.base import AttentionOp, Case, Facts, Match, Miss
-from edgeattn.ops.layers import Layer, Unlike, elements, itemsize, layer, sizes, unspread
+from edgeattn.ops.layers import Layer, Unlike, elements, itemsize, layer, sizes, unspread, weighed_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,21 +70,7 @@ def reference(variant: str, x: Tensor, w: Tensor, b: Tensor, **window: Sequence[
 
 def find(graph: ir.Graph) -> Iterator[Match | Miss]:
     """From every product of a map and a plane, back through gate and convolution to the map."""
-    for node in graph:
-        if node.op_type != "Mul" or node.domain:
-            continue
-        for x, weights in (node.inputs, node.inputs[::-1]):
-            shape = walk.dims(x)
-            if x is None or weights is None or shape is None or len(shape) != 4 or not isinstance(shape[1], int):
-                continue
-            try:
-                match = _match(node, x, weights)
-            except Unlike as err:
-                yield Miss("SpatialGate", node, (node,), str(err))
-                break
-            if match is not None:
-                yield match
-                break
+    return weighed_maps(graph, "SpatialGate", _match)
 
 
 def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
