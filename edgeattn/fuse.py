@@ -6,7 +6,6 @@ something better replaces the node (`edgeattn.lowering`).
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgeattn.errors import InputError
-from edgeattn.graph import Graph
+from edgeattn.graph import Graph, module_of
 from edgeattn.normalise import infer_types, inlined, settle_shapes, upgraded
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
-
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class _Editor:
             match.inputs(tape),
             ir.convenience.convert_attributes(match.attributes),
             overload=match.variant,
-            name=self.nodes.free(_module_of(match.anchor) or op.name),
+            name=self.nodes.free(module_of(match.anchor) or op.name),
             metadata_props=dict(match.anchor.metadata_props),
         )
         tape.nodes.append(node)
@@ -165,12 +162,6 @@ class _Names:
             free = f"{name}_{self.numbers[name]}"
         self.taken.add(free)
         return free
-
-
-def _module_of(node: ir.Node) -> str:
-    """The PyTorch module a node was traced in, where the exporter left its path."""
-    scopes = node.metadata_props.get(SCOPES)
-    return str(["", *ast.literal_eval(scopes)][-2]) if scopes else ""
 
 
 def _names(nodes: tuple[ir.Node, ...], found: Mapping[ir.Node, Found]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from edgeattn import files
 from edgeattn.errors import InputError, UnsupportedError, first_cause, one_line
 from edgeattn.tensors import DTYPES, Profile, TensorSpec
 from edgeattn.validate import PROTOBUF_LIMIT_BYTES, read_model
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the dynamo exporter writes the modules around a node
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,12 @@ def dtype_name(dtype: ir.DataType | None) -> str:
     if dtype is None:
         return "unknown"
     return next((row.name for row in DTYPES if row.onnx == dtype.value), dtype.name.lower())
+
+
+def module_of(node: ir.Node) -> str:
+    """The path of the PyTorch module a node was traced in, where the exporter left it; else empty."""
+    scopes = node.metadata_props.get(SCOPES)
+    return str(["", *ast.literal_eval(scopes)][-2]) if scopes else ""
 
 
 def _spec(value: ir.Value) -> TensorSpec:

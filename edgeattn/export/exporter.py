@@ -20,8 +20,8 @@ from onnx_ir.passes.common import NameFixPass
 
 from edgeattn import files
 from edgeattn.errors import EdgeAttnError, ExportError, InputError, MissingDependencyError, UnsupportedError, UsageError
-from edgeattn.export.fidelity import SCOPES, Check, base_shapes, check_fidelity, resized
-from edgeattn.graph import Graph, load_graph
+from edgeattn.export.fidelity import Check, base_shapes, check_fidelity, resized
+from edgeattn.graph import SCOPES, Graph, load_graph
 from edgeattn.model import Model, call_named, parameters, tensor_from
 from edgeattn.tensors import TensorSpec, format_size, random_feeds
 from edgeattn.validate import PROTOBUF_LIMIT_BYTES

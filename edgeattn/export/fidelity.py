@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import ExportError, InputError, UnsupportedError
-from edgeattn.graph import Graph
+from edgeattn.graph import SCOPES, Graph, module_of
 from edgeattn.interpreter import run_as_written
 from edgeattn.model import Model
 from edgeattn.tensors import TensorSpec, format_shape, random_feeds
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from edgeattn.model import Dynamic
     from edgeattn.tensors import Array, Feeds, Shape
 
-SCOPES = "pkg.torch.onnx.name_scopes"
 SEEDS = (0, 1, 2)
 LARGE_STEP = 64  # sizes that are multiples of it grow by half; 1.5 times it still divides by 32
 
@@ -233,9 +231,8 @@ def _describe(node: ir.Node, modules: Sequence[str]) -> str:
 
 
 def _module_path(node: ir.Node, modules: Sequence[str]) -> str:
-    scopes = node.metadata_props.get(SCOPES)
-    if scopes:
-        return str(["", *ast.literal_eval(scopes)][-2])
+    if SCOPES in node.metadata_props:
+        return module_of(node)
     path = ""
     # TorchScript names a node /a/a.0/b/Conv: each step ends the path of a module inside the one before.
     for step in (node.name or "").split("/")[1:-1]:
