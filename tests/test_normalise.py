@@ -6,7 +6,10 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from edgeattn.normalise import named, settle_shapes
+from edgeattn.graph import Graph
+from edgeattn.interpreter import run_as_written
+from edgeattn.normalise import drop_identities, inlined, named, settle_shapes
+from tests.ops.exactness import graph_of
 
 
 def settled(body: str, outputs: str = "float[a, b, c] y", **weights: np.ndarray) -> dict[str, list[int | str | None]]:
@@ -69,3 +72,64 @@ def test_a_name_that_only_outputs_declare_says_nothing() -> None:
     shapes = settled(body, "float[b, c, n] u, float[b, c, n] z", w=np.ones((4, 6, 3), np.float32))
     assert shapes["u"][2] != shapes["z"][2]
     assert shapes["u"] == shapes["y"]
+
+
+def test_a_branch_keeps_the_identity_that_makes_its_output() -> None:
+    branches = (
+        "then_branch = a () => (float[2] t) { t = Identity(n) }, else_branch = b () => (float[2] e) { e = Abs(n) }"
+    )
+    body = f"n = Neg(x) z = If (c) <{branches}> same = Identity(z) y = Relu(same)"
+    model = graph_of("(float[2] x, bool c) => (float[2] y)", body, {}).model
+    drop_identities(model)
+    assert [node.op_type for node in model.graph] == ["Neg", "If", "Relu"]
+    runs = run_as_written(Graph(inlined(model)))  # a copy, which a branch without a node of its own cannot have
+    for chosen, expected in ((True, [3, 0]), (False, [3, 4])):
+        (y,) = runs({"x": np.array([-3, 4], np.float32), "c": np.array(chosen)}).values()
+        assert y.tolist() == expected
+
+
+def test_a_target_computed_from_sizes_is_followed() -> None:
+    body = """
+        all = Shape (x)
+        batch = Gather <axis = 0> (all, first)
+        rows = Gather <axis = 0> (all, second)
+        half = Div (rows, two)
+        target = Concat <axis = 0> (batch, half, two, minus)
+        apart = Reshape (x, target)
+        y = Transpose <perm = [0, 2, 1, 3]> (apart)"""
+    numbers = {"first": 0, "second": 1, "two": 2, "minus": -1}
+    shapes = settled(body, "float[a, b, c, d] y", **{name: np.array([number]) for name, number in numbers.items()})
+    assert shapes["y"] == ["batch", 2, 3, "width"]
+    assert "half" not in shapes  # it is an initializer now
+
+
+def test_what_was_inferred_before_its_inputs_were_known_is_inferred_again() -> None:
+    body = """
+        all = Shape (x)
+        rows = Slice (all, one, two)
+        odd = Mod (rows, five)
+        target = Concat <axis = 0> (zero, minus, odd)
+        u = Reshape (x, target)
+        v = Concat <axis = 1> (u, u)
+        y = Add (v, v)"""
+    numbers = {"zero": 0, "one": 1, "two": 2, "five": 5, "minus": -1}
+    weights = {name: np.array([number]) for name, number in numbers.items()}
+    shapes = settled(body, **weights)
+    assert [shapes[name][::2] for name in "uvy"] == [["batch", 1]] * 3
+    assert shapes["y"][1] is not None
+
+
+@pytest.mark.parametrize(("size", "expected"), [(6, ["batch", "width"]), (5, ["batch", 6, "width"])])
+def test_an_if_whose_condition_follows_from_sizes_becomes_its_branch(size: int, expected: list[int | str]) -> None:
+    then = "a () => (float[m, n] t) { t = ReduceSum <keepdims = 0> (x, axis) }"
+    other = "b () => (float[l, m, n] e) { e = Neg (x) }"
+    body = f"""
+        all = Shape (x)
+        rows = Gather (all, one)
+        known = Equal (rows, size)
+        chosen = If (known) <then_branch = {then}, else_branch = {other}>
+        y = Relu (chosen)"""
+    weights = {"one": np.array(1), "size": np.array(size), "axis": np.array([1])}
+    shapes = settled(body, f"float[{', '.join('abc'[: len(expected)])}] y", **weights)
+    assert shapes["y"] == expected
+    assert "chosen" not in shapes

@@ -25,6 +25,8 @@ POOLS: dict[Any, tuple[str, int, Callable[..., Tensor]]] = {
     F.adaptive_max_pool1d: ("adaptive_max_pool1d", 1, F.max_pool1d),
     F.adaptive_max_pool2d: ("adaptive_max_pool2d", 2, F.max_pool2d),
 }
+WHOLE = {F.avg_pool2d: "mean", F.max_pool2d: "amax"}
+USUAL = {"dilation": 1, "return_indices": False, "divisor_override": None}
 FREEZING = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.item)
 TORCH = str(Path(torch.__file__).parent)
 
@@ -47,6 +49,8 @@ class Remedies(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in POOLS:
             return self._pool(func, *args, **kwargs)
+        if func in WHOLE and (pooled := self._whole(func, *args, **kwargs)) is not None:
+            return pooled
         if func is F.affine_grid and len(args[1] if len(args) > 1 else kwargs["size"]) == 4:
             return self._affine_grid(*args, **kwargs)
         if func is F.scaled_dot_product_attention and args[0].ndim == 3:
@@ -94,6 +98,32 @@ class Remedies(TorchFunctionMode):
         for axis, (size, out) in enumerate(zip(numbers, outs, strict=True), start=-rank):
             x = _average(x, axis, size, out) if average else _maximum(x, axis, size, out)
         return x
+
+    def _whole(
+        self,
+        func: Callable[..., Any],
+        x: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """A pooling whose window is computed and as large as the image, as a mean or maximum; None for any other."""
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        window = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
+        usual = padding in (0, (0, 0), [0, 0]) and all(
+            kwargs.get(name, value) == value for name, value in USUAL.items()
+        )
+        if len(window) != 2 or all(isinstance(side, int) for side in window) or not usual or rest:
+            return None
+        pairs = list(zip(window, x.shape[-2:], strict=True))
+        if self.torchscript:
+            same = not self.dynamic_sizes and all(int(side) == int(size) for side, size in pairs)
+        else:
+            same = all(statically_known_true(side == size) for side, size in pairs)
+        return getattr(x, WHOLE[func])((-2, -1), True) if same else None
 
     def _affine_grid(self, theta: Tensor, size: Any, align_corners: bool | None = None) -> Tensor:
         H, W = size[2], size[3]

@@ -156,7 +156,8 @@ class Frame:
 def regrouped(before: Sequence[Dim], after: Sequence[Dim]) -> list[tuple[list[int], list[int]]] | None:
     """Which axes of a reshape hold the same elements: groups of old and new places; None if the sizes disagree.
 
-    Sizes are compared from the last axis on; everything left of one that is not known falls into one group.
+    Sizes are compared from the last axis on; everything left of one that is not known falls into one group,
+    except for what is equal from the first axis on.
     """
     groups: list[tuple[list[int], list[int]]] = []
     old, new = list(range(len(before))), list(range(len(after)))
@@ -176,7 +177,7 @@ def regrouped(before: Sequence[Dim], after: Sequence[Dim]) -> list[tuple[list[in
 def _product_group(
     before: Sequence[Dim], after: Sequence[Dim], old: list[int], new: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Take axes from the right until both products agree, or all of them."""
+    """Take axes from the right until both products agree, or all that differ."""
     olds, news = [old.pop()], [new.pop()]
     while old or new:
         left, right = [before[axis] for axis in olds], [after[axis] for axis in news]
@@ -190,9 +191,12 @@ def _product_group(
             if one > other and new:
                 news.insert(0, new.pop())
                 continue
-        olds[:0], news[:0] = old, new
-        old.clear()
-        new.clear()
+        kept = 0
+        while kept < min(len(old), len(new)) and same(before[old[kept]], after[new[kept]]):
+            kept += 1
+        olds[:0], news[:0] = old[kept:], new[kept:]
+        del old[kept:], new[kept:]
+        break
     return olds, news
 
 
@@ -209,11 +213,34 @@ def apply(tape: Tape, value: ir.Value, steps: Sequence[Step]) -> ir.Value:
             if node is not None and (perm := ints(node, "perm")) is not None and node.inputs[0] is not None:
                 value, numbers = node.inputs[0], tuple(perm[axis] for axis in numbers)  # noqa: PLW2901
             if numbers != tuple(range(len(numbers))):
-                value = tape.op(kind, [value], perm=numbers)
+                value = _shaped(tape.op(kind, [value], perm=numbers), value, kind, numbers)
             continue
         if kind == "Reshape" and node is not None and 0 not in numbers and node.inputs[0] is not None:
             value = node.inputs[0]
-        value = tape.op(kind, [value, tape.constant(np.array(numbers, np.int64))])
+        value = _shaped(tape.op(kind, [value, tape.constant(np.array(numbers, np.int64))]), value, kind, numbers)
+    return value
+
+
+def _shaped(value: ir.Value, source: ir.Value, kind: str, numbers: tuple[int, ...]) -> ir.Value:
+    """A view with its type and sizes, for the searches that come after."""
+    before = dims(source)
+    if before is None:
+        return value
+    if kind == "Transpose":
+        after = [before[axis] for axis in numbers]
+    elif kind == "Squeeze":
+        after = [size for axis, size in enumerate(before) if axis not in numbers]
+    elif kind == "Unsqueeze":
+        rest = iter(before)
+        after = [1 if axis in numbers else next(rest) for axis in range(len(before) + len(numbers))]
+    else:
+        after = [before[axis] if size == 0 else size for axis, size in enumerate(numbers)]
+        known = all(isinstance(size, int) for size in (*before, *after))
+        whole, others = (
+            prod(size for size in sizes if isinstance(size, int) and size != -1) for sizes in (before, after)
+        )
+        after = [size if size != -1 else whole // others if known and others else None for size in after]
+    value.type, value.shape = source.type, ir.Shape(after)
     return value
 
 

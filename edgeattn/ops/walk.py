@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,62 +53,10 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
-_ARITHMETIC: dict[str, Callable[..., Array]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
-    "Sqrt": np.sqrt, "Exp": np.exp, "Neg": np.negative, "Reciprocal": np.reciprocal,
-}  # fmt: skip
-
-
 def number(value: ir.Value | None) -> float | None:
-    """The number of a value with one element that follows from constants and known sizes, such as 1 / sqrt(size)."""
+    """The number of a constant with one element, whose shape is known to have no other size than one."""
     shape = dims(value)
-    array = _folded(value) if shape is not None and all(dim == 1 for dim in shape) else None
-    return float(array.reshape(())) if array is not None and array.size == 1 and None not in array.flat else None
-
-
-def _folded(value: ir.Value | None, depth: int = 16) -> Array | None:
-    """A small value computed from constants and sizes; a size that is not known is None in an array of objects."""
-    array = constant(value)
-    node = made_by(value)
-    if array is not None or node is None or depth == 0:
-        return array if array is not None and array.size <= _LARGEST_SCALAR_FOLD else None
-    if node.op_type == "Shape":
-        sizes = [dim if isinstance(dim, int) else None for dim in dims(node.inputs[0]) or ()]
-        end = node.attributes.get("end")
-        return np.array(sizes, object)[integer(node, "start", 0) : None if end is None else end.as_int()]
-    if node.op_type not in (*_ARITHMETIC, "Cast", "Identity", "Squeeze", "Unsqueeze", "Gather", "Slice"):
-        return None
-    inputs = [_folded(item, depth - 1) for item in node.inputs]
-    return (
-        None if any(item is None for item in inputs) else _applied(node, [item for item in inputs if item is not None])
-    )
-
-
-def _applied(node: ir.Node, inputs: list[Array]) -> Array | None:
-    first, *rest = inputs
-    picks = node.op_type in ("Gather", "Slice")
-    dtype = node.outputs[0].dtype
-    if dtype is None or any(None in item.flat for item in (rest if picks else inputs)):
-        return None
-    if picks:
-        return _picked(node, first, rest) if first.ndim == 1 else None
-    first = first.astype(dtype.numpy())
-    if node.op_type not in _ARITHMETIC:
-        return first.reshape(-1) if node.op_type == "Unsqueeze" else first
-    if not dtype.is_floating_point() and node.op_type not in ("Add", "Sub", "Mul"):
-        return None if node.op_type != "Div" or min(first.min(), rest[0].min()) <= 0 else first // rest[0]
-    with np.errstate(all="ignore"):
-        return np.asarray(_ARITHMETIC[node.op_type](first, *rest)).astype(dtype.numpy())
-
-
-def _picked(node: ir.Node, first: Array, rest: list[Array]) -> Array | None:
-    """Some elements of a list of sizes."""
-    if node.op_type == "Gather":
-        places = rest[0].astype(np.int64)
-        return np.asarray(first[places]) if np.all((places < len(first)) & (places >= -len(first))) else None
-    numbers = [int(item.item()) for item in rest if item.size == 1]
-    step = numbers[3] if len(numbers) > 3 else 1
-    return first[numbers[0] : numbers[1] : step] if len(numbers) == len(rest) and step > 0 else None
+    return scalar(value) if shape is not None and all(dim == 1 for dim in shape) else None
 
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:

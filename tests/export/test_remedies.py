@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from edgeattn.export import export_model
 from edgeattn.export.remedies import Remedies
+from edgeattn.model import Model
+from edgeattn.tensors import TensorSpec
 
 SIZES = st.integers(1, 17)
 
@@ -126,3 +131,29 @@ def test_attention_in_blocks_is_exact(mask: tuple[int, ...] | None) -> None:
     with Remedies("dynamo", dynamic_sizes=False):
         ours = F.scaled_dot_product_attention(q, k, v, where)
     assert close(ours, F.scaled_dot_product_attention(q, k, v, where))
+
+
+class GlobalPools(nn.Module):
+    """As CBAM's first implementation pools."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        window = (x.size(2), x.size(3))
+        return F.avg_pool2d(x, window, stride=window) + F.max_pool2d(x, window, stride=window)
+
+
+@pytest.mark.parametrize(("exporter", "axes"), [("torchscript", (0,)), ("dynamo", (0, 2, 3))], ids=["ts", "dynamo"])
+def test_a_window_of_the_image_s_own_size_exports_with_dynamic_axes(
+    exporter: str, axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = Model(GlobalPools(), (TensorSpec("x", "float32", (2, 3, 9, 7)),), "pools")
+    dynamic = {"x": {axis: f"size{axis}" for axis in axes}}
+    report = export_model(model, tmp_path / "m.onnx", exporter=exporter, dynamic=dynamic)
+    assert {"ReduceMean", "ReduceMax", "Add"} <= set(report.op_counts) <= {"ReduceMean", "ReduceMax", "Add", "Constant"}
+
+
+def test_a_window_that_is_computed_and_smaller_is_left_alone() -> None:
+    x = torch.randn(1, 2, 8, 6, dtype=torch.float64)
+    window = torch.tensor(4)  # as the TorchScript tracer shows a size
+    with Remedies("torchscript", dynamic_sizes=False):
+        assert close(F.avg_pool2d(x, (window, window)), F.avg_pool2d(x, 4))
+        assert close(F.avg_pool2d(x, (window, window), 1, 1), F.avg_pool2d(x, 4, 1, 1))
