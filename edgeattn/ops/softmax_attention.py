@@ -4,8 +4,13 @@
 
 q (B, H, N, d), k (B, H or 1, M, d), v (B, H or 1, M, e), bias broadcastable to (B, H, N, M); y (B, H, N, e). The
 softmax runs over the M keys. Self and cross, single and multi head, grouped keys, masks (a bias of 0 and -inf),
-relative positions and image layouts all come to this. In the variant `bias-guarded` a query whose keys are all masked
-yields zeros, as PyTorch's scaled_dot_product_attention has it; in `bias` it yields what is not a number.
+relative positions and image layouts all come to this. A variant says what there is more, in this order:
+
+    bias        what is added to the scores; it may have a wider type than q, then it is added in that
+    filled      an input `keep` of truth values; where it is false, `fill` replaces the score (masks of -1e9 or -100)
+    guarded     a query whose weights are not numbers, since all its keys are masked by -inf, yields zeros, as in
+                PyTorch's scaled_dot_product_attention
+    f32softmax  the softmax runs in float32, whatever the types of q and v
 
 Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762, section 3.2.1. The scale stands before the
 product, where TensorRT's own fusion looks for it.
@@ -24,32 +29,55 @@ if TYPE_CHECKING:
 
 
 def function(variant: str) -> str:
-    """The body for "", `bias` or `bias-guarded`."""
-    bias = variant != ""
-    guard = """
-            failed = IsNaN (weights)
-            zero = Constant <value_float = 0.0> ()
-            none = CastLike (zero, weights)
-            safe = Where (failed, none, weights)"""
+    """The body for any of `bias`, `filled`, `guarded` and `f32softmax`, joined by hyphens."""
+    has = variant.split("-")
+    wide = "f32softmax" in has
+    inputs = ["q", "k", "v", *(["bias"] if "bias" in has else []), *(["keep"] if "filled" in has else [])]
+    steps, scores, weights = [], "scores", "weights"
+    if "bias" in has:
+        steps += ["typed = CastLike (scores, bias)"] if wide else []
+        steps += [f"biased = Add ({'typed' if wide else 'scores'}, bias)"]
+        scores = "biased"
+    if wide:
+        steps, scores = [*steps, f"wide = Cast <to = 1> ({scores})"], "wide"
+    if "filled" in has:
+        steps += ["number = Constant <value_float: float = @fill> ()", f"lowest = CastLike (number, {scores})"]
+        steps, scores = [*steps, f"filled = Where (keep, {scores}, lowest)"], "filled"
+    steps += [f"weights = Softmax <axis = -1> ({scores})"]
+    if "guarded" in has:
+        steps += ["failed = IsNaN (weights)", "zero = Constant <value_float = 0.0> ()"]
+        steps += ["none = CastLike (zero, weights)", "safe = Where (failed, none, weights)"]
+        weights = "safe"
+    if wide:
+        steps, weights = [*steps, f"narrow = CastLike ({weights}, v)"], "narrow"
+    lines = "\n            ".join(steps)
     return f"""
-        SoftmaxAttention <scale> (q, k, v{", bias" if bias else ""}) => (y) {{
+        SoftmaxAttention <scale{", fill" if "filled" in has else ""}> ({", ".join(inputs)}) => (y) {{
             factor = Constant <value_float: float = @scale> ()
             scale = CastLike (factor, q)
             scaled = Mul (q, scale)
             turned = Transpose <perm = [0, 1, 3, 2]> (k)
             scores = MatMul (scaled, turned)
-            {"biased = Add (scores, bias)" if bias else ""}
-            weights = Softmax <axis = -1> ({"biased" if bias else "scores"}){guard if "guarded" in variant else ""}
-            y = MatMul ({"safe" if "guarded" in variant else "weights"}, v)
+            {lines}
+            y = MatMul ({weights}, v)
         }}"""
 
 
-def reference(variant: str, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor, scale: float) -> Tensor:
+def reference(variant: str, q: Tensor, k: Tensor, v: Tensor, *more: Tensor, scale: float, fill: float = 0.0) -> Tensor:
     """The formula in PyTorch."""
     import torch
 
-    weights = torch.softmax(sum(bias, scale * q @ k.transpose(-2, -1)), dim=-1)
-    return (weights.masked_fill(weights.isnan(), 0) if "guarded" in variant else weights) @ v
+    has, rest = variant.split("-"), list(more)
+    scores = scale * q @ k.transpose(-2, -1)
+    if "bias" in has:
+        bias = rest.pop(0)
+        scores = scores.to(bias.dtype) + bias
+    if "f32softmax" in has:
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if "filled" in has:
+        scores = scores.masked_fill(~rest.pop(0), fill)
+    weights = torch.softmax(scores, dim=-1)
+    return (weights.masked_fill(weights.isnan(), 0) if "guarded" in has else weights).to(v.dtype) @ v
 
 
 def cases() -> Sequence[Case]:

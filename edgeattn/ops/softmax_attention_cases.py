@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeattn.ops.base import Case
+from edgeattn.ops.softmax_attention_windows import BotNet, Decomposed, Swin, SwinV2, SwinV2Shifted, Windows
 
 FOUND = ("SoftmaxAttention",)
 TRIPLE = ((2, 5, 4), (2, 7, 4), (2, 7, 3))
@@ -115,73 +116,6 @@ class Vit(nn.Module):
         return out
 
 
-class Swin(nn.Module):
-    """Three windows of four places, a bias for relative positions, and the mask of shifted windows."""
-
-    mask: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.bias = nn.Linear(8, 24), nn.Parameter(torch.randn(2, 4, 4))
-        self.register_buffer("mask", torch.where(torch.rand(3, 4, 4) > 0.5, 0.0, -100.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.reshape(-1, 4, 8)
-        b, n, c = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0] * 0.5, qkv[1], qkv[2]
-        scores = q @ k.transpose(-2, -1) + self.bias.unsqueeze(0)
-        scores = scores.view(b // 3, 3, 2, n, n) + self.mask.unsqueeze(1).unsqueeze(0)
-        weights = scores.view(-1, 2, n, n).softmax(-1)
-        y: Tensor = (weights @ v).transpose(1, 2).reshape(b // 3, 12, c)
-        return y
-
-
-class SwinV2(nn.Module):
-    """Cosine of queries and keys, a learned temperature for each head, and a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale, self.bias = nn.Parameter(torch.randn(3, 1, 1)), nn.Parameter(torch.randn(3, 5, 7))
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        return (scores * self.scale.clamp(max=4.6).exp() + self.bias).softmax(-1) @ v
-
-
-class BotNet(nn.Module):
-    """Scores of content scaled, those of position, learned for rows and columns, added to them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Conv2d(8, 24, 1)
-        self.height, self.width = nn.Parameter(torch.randn(2, 3, 1, 4)), nn.Parameter(torch.randn(2, 1, 5, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        q, k, v = (t.transpose(-2, -1) for t in self.qkv(x).view(b, 3, 2, 4, h * w).unbind(1))
-        place = (self.height + self.width).reshape(1, 2, h * w, 4)
-        weights = ((q @ k.transpose(-1, -2)) * 0.5 + q @ place.transpose(-1, -2)).softmax(-1)
-        y: Tensor = (weights @ v).transpose(-1, -2).reshape(b, c, h, w)
-        return y
-
-
-class Decomposed(nn.Module):
-    """As Segment Anything: the scores seen as maps, positions added by row and by column."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows, self.columns = nn.Parameter(torch.randn(3, 3, 4)), nn.Parameter(torch.randn(5, 5, 4))
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        b = q.shape[0]
-        scores, grid = (q * 0.5) @ k.transpose(-2, -1), q.reshape(b, 3, 5, 4)
-        rows = torch.einsum("bhwc,hkc->bhwk", grid, self.rows)
-        columns = torch.einsum("bhwc,wkc->bhwk", grid, self.columns)
-        scores = scores.view(b, 3, 5, 3, 5) + rows[:, :, :, :, None] + columns[:, :, :, None, :]
-        return (scores.view(b, 15, 15).softmax(-1) @ v).reshape(b, 3, 5, 4)
-
-
 class Repeated(nn.Module):
     """Keys and values that several heads share, repeated for them."""
 
@@ -235,6 +169,30 @@ class Channels(nn.Module):
         return y
 
 
+class ChannelsOfMap(nn.Module):
+    """As DANet's channel attention: a map times itself, the weights those of what differs most."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.size()
+        energy = torch.bmm(x.view(b, c, -1), x.view(b, c, -1).permute(0, 2, 1))
+        weights = (energy.max(-1, keepdim=True)[0].expand_as(energy) - energy).softmax(-1)
+        y: Tensor = torch.bmm(weights, x.view(b, c, -1)).view(b, c, h, w) + x
+        return y
+
+
+class Unflattened(nn.Module):
+    """Heads by `unflatten`, whose axis PyTorch computes in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (3, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        y: Tensor = ((q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return y
+
+
 class Rows(nn.Module):
     """Axial: every row of a map attends to itself."""
 
@@ -268,6 +226,10 @@ class Scores(nn.Module):
             scores = scores * k.mean(-1).unsqueeze(-2)
         elif self.change == "masked":
             scores = scores.masked_fill(k[..., 0].unsqueeze(-2) > 1.0, self.fill)
+        elif self.change == "placed and masked":
+            scores = (scores + k[..., 1].unsqueeze(-2)).masked_fill(q[..., :1] > 1.0, self.fill)
+        elif self.change == "masked and placed":
+            scores = scores.masked_fill(k[..., 0].unsqueeze(-2) > 1.0, self.fill) + k[..., 1].unsqueeze(-2)
         weights = scores.softmax(-1)
         return (weights @ v, scores * 2, weights) if self.change == "shared" else weights @ v
 
@@ -307,6 +269,7 @@ CASES = (
     Case("vit-sdpa", lambda: Vit(fused=True), TOKENS, FOUND),
     Case("swin", Swin, ((2, 12, 8),), FOUND),
     Case("swin-v2", SwinV2, HEADS, FOUND),
+    Case("swin-v2-shifted", SwinV2Shifted, ((2, 9, 5, 4), (2, 9, 7, 4), (2, 9, 7, 6)), FOUND),
     Case("botnet", BotNet, ((2, 8, 3, 5),), FOUND),
     Case("segment-anything", Decomposed, ((2, 15, 4),) * 3, FOUND),
     Case("multi-query", lambda: Repeated(groups=False), SHARED, FOUND),
@@ -315,7 +278,10 @@ CASES = (
     Case("einsum-tokens", lambda: Einsum("bid,bjd->bij", "bij,bjd->bid"), TRIPLE, FOUND),
     Case("einsum-multi-query", lambda: Einsum("bhid,bjd->bhij", "bhij,bjd->bhid"), SHARED, FOUND),
     Case("keys-by-queries", lambda: Transposed(1), ((2, 4, 5), (2, 4, 7), (2, 3, 7)), FOUND),
-    Case("channels", Channels, TOKENS, FOUND),
+    Case("channels", Channels, TOKENS, missed="attends over 4 channels"),
+    Case("channels-of-a-map", ChannelsOfMap, ((2, 8, 3, 5),), missed="attends over 8 channels"),
+    Case("unflattened", Unflattened, TOKENS, FOUND),
+    Case("windows", Windows, ((2, 6, 9, 8),), FOUND),
     Case("rows", Rows, ((2, 4, 3, 5),), FOUND),
     Case("temperature", lambda: Scores("temperature"), TRIPLE, FOUND),
     Case("scaled-by-data", lambda: Scores("scaled by data"), TRIPLE, FOUND),
@@ -323,7 +289,10 @@ CASES = (
     Case("masked-lowest", lambda: Scores("masked", torch.finfo(torch.float32).min), TRIPLE, FOUND),
     Case("shared", lambda: Scores("shared"), TRIPLE, FOUND),
     Case("single", lambda: Scores(""), ((5, 4), (5, 4), (5, 3)), FOUND),
-    Case("masked-finite", lambda: Scores("masked", -1e9), TRIPLE, missed="-1e+09"),
+    Case("masked-finite", lambda: Scores("masked", -1e9), TRIPLE, FOUND),
+    Case("masked-little", lambda: Scores("masked", -2.0), TRIPLE, FOUND),
+    Case("masked-and-placed", lambda: Scores("placed and masked", -1e4), TRIPLE, FOUND),
+    Case("masked-then-placed", lambda: Scores("masked and placed", -1e4), TRIPLE, missed="before others are added"),
     Case("scaled-by-key", lambda: Scores("scaled by key"), TRIPLE, missed="differs from key to key"),
     Case("dot-product", lambda: NonLocal(dot=True), ((2, 8, 6, 4),), missed="expected a softmax"),
     Case("sigmoid", lambda: Scores("sigmoid"), TRIPLE, missed="Sigmoid"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,11 @@ import onnx_ir as ir
 
 from edgeattn.ops.base import Tape
 from edgeattn.ops.layout import VIEWS, Axes, Frame, Step, apply, same
-from edgeattn.ops.softmax_attention_walk import Slot, Term
+from edgeattn.ops.products import Slot
+from edgeattn.ops.softmax_attention_walk import Term
 from edgeattn.ops.walk import dims, made_by, number
+
+REPEATS = ("Expand", "Tile")
 
 Axis = tuple[int, ...]
 Cut = tuple[Axis, Axis]  # leading axes parted into batch and heads
@@ -34,6 +37,7 @@ class Parts:
     k: Operand
     v: Operand
     terms: tuple[Term, ...]
+    fills: tuple[Term, ...]
     factors: tuple[Term, ...]
     result: Axes
     lead: Axis
@@ -53,23 +57,46 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Tensors of the scores' shape, each placed, and the steps that follow once they are one."""
+
+    terms: tuple[tuple[Term, tuple[Step, ...]], ...]
+    merge: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything placed; the terms are added before `merge`."""
+    """Everything placed."""
 
     batch: Axis
     heads: Axis
     q: Placed
     k: Placed
     v: Placed
-    terms: tuple[tuple[Term, tuple[Step, ...]], ...]
-    merge: tuple[Step, ...]
-    factors: tuple[tuple[Term, tuple[Step, ...]], ...]
+    terms: Joined
+    fills: Joined
+    early: tuple[tuple[Term, tuple[Step, ...]], ...]  # factors of the queries as they come
+    late: tuple[tuple[Term, tuple[Step, ...]], ...]  # and of the queries in place
     finish: tuple[Step, ...]
 
 
 def planned(frame: Frame, parts: Parts) -> Plan | None:
     """The plan for the likeliest way to part the leading axes that works."""
-    return next((plan for cut in _cuts(parts.lead) if (plan := _plan(frame, cut, parts))), None)
+    return next((plan for cut in _cuts(frame.resolve(parts.lead)) if (plan := _plan(frame, cut, parts))), None)
+
+
+def grouped(frame: Frame, parts: Parts) -> Frame:
+    """The frame with heads parted into groups, where the same keys or values are repeated for each of a group."""
+    for operand in (parts.k, parts.v):
+        trial, node, axes = frame.copy(), made_by(operand.slot.value), frame.resolved(operand.axes)
+        while node is not None and node.op_type in VIEWS:
+            inner = trial.through(node, axes, back=True)
+            if inner is None:
+                break
+            node, axes = made_by(node.inputs[0]), inner
+        if node is not None and node.op_type in REPEATS:
+            frame = trial
+    return frame
 
 
 def _cuts(lead: tuple[int, ...]) -> Iterator[Cut]:
@@ -85,18 +112,30 @@ def _plan(frame: Frame, cut: Cut, parts: Parts) -> Plan | None:
     q = _place(frame, cut, _peeled(frame, parts.q, ()), (parts.queries, parts.wide))
     k = _place(frame, cut, _peeled(frame, parts.k, lead if asked_by_all else ()), (parts.keys, parts.wide))
     v = _place(frame, cut, _peeled(frame, parts.v, lead, numbers=False), (parts.keys, parts.out))
-    terms = _place_terms(frame, cut, parts)
-    factors = []
-    for term in parts.factors:
-        target = _target(frame, cut, term.axes, (parts.queries, ()))
-        steps = None if target is None else frame.steps(term.axes, target)
-        if steps is None:
-            return None
-        factors.append((term, steps))
+    terms, fills = (_place_terms(frame, cut, parts, group) for group in (parts.terms, parts.fills))
     finish = frame.steps((*cut, parts.queries, parts.out), parts.result)
-    if q is None or k is None or v is None or terms is None or finish is None:
+    if q is None or k is None or v is None or terms is None or fills is None or finish is None:
         return None
-    return Plan(*cut, q, k, v, *terms, tuple(factors), finish)
+    late, early = [], []
+    for term in parts.factors:
+        if (steps := _placed_factor(frame, term, _target(frame, cut, term.axes, (parts.queries, ())))) is not None:
+            late.append((term, steps))
+        elif (steps := _placed_factor(frame, term, _within(frame, term.axes, q.operand.axes))) is not None:
+            early.append((term, steps))
+        else:
+            return None
+    return Plan(*cut, q, k, v, terms, fills, tuple(early), tuple(late), finish)
+
+
+def _placed_factor(frame: Frame, factor: Term, target: Axes | None) -> tuple[Step, ...] | None:
+    return None if target is None else frame.steps(factor.axes, target)
+
+
+def _within(frame: Frame, axes: Axes, others: Axes) -> Axes | None:
+    """The layout of a tensor among the axes of another, each of which it has whole or not at all."""
+    present = {leaf for axis in frame.resolved(axes) for leaf in axis}
+    target = tuple(axis if set(axis) <= present else () for axis in frame.resolved(others))
+    return target if present == {leaf for axis in target for leaf in axis} else None
 
 
 def _target(frame: Frame, cut: Cut, axes: Axes, last: tuple[tuple[int, ...], ...]) -> Axes | None:
@@ -117,7 +156,7 @@ def _place(
     candidates: Sequence[Operand],
     last: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Placed | None:
-    """The form of an operand that takes the fewest steps, one free of scalings first."""
+    """The form of an operand that takes the fewest steps, one free of scalings and of repeated heads first."""
     placed = []
     for depth, operand in enumerate(candidates):
         target = _target(frame, cut, operand.axes, last)
@@ -127,7 +166,8 @@ def _place(
         )
         if target is not None and steps is not None and ends_whole:
             lacks = tuple(axis for axis in (0, 1) if not target[axis] and frame.size(cut[axis]) != 1)
-            placed.append(((operand.scale != candidates[-1].scale, len(steps), depth), operand, steps, lacks))
+            worth = (operand.scale != candidates[-1].scale, 1 not in lacks, 0 in lacks, len(steps), depth)
+            placed.append((worth, operand, steps, lacks))
     if not placed:
         return None
     _, operand, steps, lacks = min(placed, key=lambda item: item[0])
@@ -152,7 +192,7 @@ def _peeled(frame: Frame, operand: Operand, repeated: Axis, *, numbers: bool = T
             if axes is None or len(trial) != len(frame):
                 break
             forms.append(Operand(Slot(node, 0), axes, last.scale))
-        elif node.op_type == "Expand" and repeated and (shrunk := _before_expand(frame, node, last.axes, repeated)):
+        elif node.op_type in REPEATS and repeated and (shrunk := _before_expand(frame, node, last.axes, repeated)):
             forms.append(Operand(Slot(node, 0), shrunk, last.scale))
         else:
             break
@@ -160,7 +200,7 @@ def _peeled(frame: Frame, operand: Operand, repeated: Axis, *, numbers: bool = T
 
 
 def _before_expand(frame: Frame, node: ir.Node, axes: Axes, repeated: tuple[int, ...]) -> Axes | None:
-    """The axes before an Expand that repeats whole leading axes only."""
+    """The axes before an Expand or Tile that repeats whole leading axes only."""
     source, result = dims(node.inputs[0]), dims(node.outputs[0])
     if source is None or result is None or len(source) != len(result):
         return None
@@ -171,47 +211,50 @@ def _before_expand(frame: Frame, node: ir.Node, axes: Axes, repeated: tuple[int,
     return shrunk
 
 
-def _place_terms(
-    frame: Frame, cut: Cut, parts: Parts
-) -> tuple[tuple[tuple[Term, tuple[Step, ...]], ...], tuple[Step, ...]] | None:
-    """Steps for each term, after which they are added up, and steps for their sum."""
+def _place_terms(frame: Frame, cut: Cut, parts: Parts, terms: tuple[Term, ...]) -> Joined | None:
+    """Steps for each term, after which they are joined, and steps for the whole."""
     last = (frame.resolve(parts.queries), frame.resolve(parts.keys))
-    whole = [_target(frame, cut, term.axes, last) for term in parts.terms]
+    whole = [_target(frame, cut, term.axes, last) for term in terms]
     merge: tuple[Step, ...] | None = ()
-    if None in whole:  # add them with every axis apart, then merge
+    if None in whole:  # join them with every axis apart, then merge
         order = (*cut[0], *cut[1], *last[0], *last[1])
-        present = [{leaf for axis in frame.resolved(term.axes) for leaf in axis} for term in parts.terms]
+        present = [{leaf for axis in frame.resolved(term.axes) for leaf in axis} for term in terms]
         whole = [tuple((leaf,) if leaf in own else () for leaf in order) for own in present]
         total = tuple((leaf,) if any(leaf in own for own in present) else () for leaf in order)
         target = _target(frame, cut, total, last)
         merge = frame.steps(total, target) if target is not None else None
     placed = []
-    for term, target in zip(parts.terms, whole, strict=True):
+    for term, target in zip(terms, whole, strict=True):
         steps = frame.steps(term.axes, target) if target is not None else None
         if steps is None:
             return None
         placed.append((term, steps))
-    return None if merge is None else (tuple(placed), merge)
+    return None if merge is None else Joined(tuple(placed), merge)
 
 
 def inputs_of(tape: Tape, plan: Plan) -> list[ir.Value]:
-    """Put everything on a tape: q, k, v and, where there are terms, their sum."""
-    q, k, v = (apply(tape, placed.operand.slot.value, placed.steps) for placed in (plan.q, plan.k, plan.v))
+    """Put everything on a tape: q, k, v and, where there are any, the sum of the terms and what is not filled."""
+    q, k, v = (placed.operand.slot.value for placed in (plan.q, plan.k, plan.v))
+    for term, steps in plan.early:
+        q = tape.op(term.kind, [q, apply(tape, term.slot.value, steps)])
+    q, k, v = apply(tape, q, plan.q.steps), apply(tape, k, plan.k.steps), apply(tape, v, plan.v.steps)
     if plan.q.lacks:
         q = _repeated(tape, q, k, 2)
     if 0 in plan.k.lacks:
         k = _repeated(tape, k, q, 1)
     if 0 in plan.v.lacks:
         v = _repeated(tape, v, q, 1)
-    for term, steps in plan.factors:
+    for term, steps in plan.late:
         q = tape.op(term.kind, [q, apply(tape, term.slot.value, steps)])
-    if not plan.terms:
-        return [q, k, v]
-    parts = [apply(tape, _term_value(tape, term), steps) for term, steps in plan.terms]
-    bias = parts[0]
-    for part in parts[1:]:
-        bias = tape.op("Add", [bias, part])
-    return [q, k, v, apply(tape, bias, plan.merge)]
+    joined = [(plan.terms, "Add", _bias), (plan.fills, "And", _kept)]
+    return [q, k, v, *(_joined(tape, group, kind, made) for group, kind, made in joined if group.terms)]
+
+
+def _joined(tape: Tape, group: Joined, kind: str, made: Callable[[Tape, Term], ir.Value]) -> ir.Value:
+    first, *others = [apply(tape, made(tape, term), steps) for term, steps in group.terms]
+    for other in others:
+        first = tape.op(kind, [first, other])
+    return apply(tape, first, group.merge)
 
 
 def _repeated(tape: Tape, value: ir.Value, like: ir.Value, axes: int) -> ir.Value:
@@ -221,7 +264,11 @@ def _repeated(tape: Tape, value: ir.Value, like: ir.Value, axes: int) -> ir.Valu
     return tape.op("Expand", [value, tape.op("Concat", [sizes, ones], axis=0)])
 
 
-def _term_value(tape: Tape, term: Term) -> ir.Value:
+def _kept(tape: Tape, term: Term) -> ir.Value:
+    return term.slot.value if term.kind == "keep" else tape.op("Not", [term.slot.value])
+
+
+def _bias(tape: Tape, term: Term) -> ir.Value:
     dtype = term.slot.node.outputs[0].dtype or ir.DataType.FLOAT
     if term.kind == "add" and term.scale == 1:
         return term.slot.value

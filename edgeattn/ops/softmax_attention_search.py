@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -11,23 +11,13 @@ import onnx_ir as ir
 
 from edgeattn.ops.base import Facts, Match, Miss
 from edgeattn.ops.layout import VIEWS, Dim, Frame, apply, regrouped, same
+from edgeattn.ops.products import Product, Softmax, is_of_two_tensors, name_of, product_of, softmaxes
+from edgeattn.ops.softmax_attention_channels import over_channels
 from edgeattn.ops.softmax_attention_operator import attention_operator
-from edgeattn.ops.softmax_attention_plan import Operand, Parts, Plan, inputs_of, planned
-from edgeattn.ops.softmax_attention_walk import (
-    Product,
-    Scores,
-    Softmax,
-    Term,
-    Unclear,
-    Use,
-    is_of_two_tensors,
-    name_of,
-    product_of,
-    softmaxes,
-    trace_scores,
-    uses,
-)
+from edgeattn.ops.softmax_attention_plan import Operand, Parts, Plan, grouped, inputs_of, planned
+from edgeattn.ops.softmax_attention_walk import Scores, Term, Unclear, Use, trace_scores, uses
 from edgeattn.ops.walk import between, constant, dims, made_by, number, users
+from edgeattn.sizes import parted
 
 NAME = "SoftmaxAttention"
 OTHERS = ("Sigmoid", "HardSigmoid", "Relu", "Tanh", "Mul", "Div", "Add")  # what stands where others have a softmax
@@ -74,25 +64,29 @@ def _feeds_product(node: ir.Node) -> bool:
 
 def _operator(node: ir.Node) -> Iterator[Match | Miss]:
     frame = Frame()
-    if (plain := attention_operator(node, frame)) is not None:
-        parts, scale = plain
-        try:
-            yield _canonical(frame, parts, scale, node, node)
-        except Unclear as err:
-            yield Miss(NAME, node, (node,), str(err))
+    try:
+        if (plain := attention_operator(node, frame)) is not None:
+            yield _canonical(frame, *plain, (node, node))
+    except Unclear as err:
+        yield Miss(NAME, node, (node,), str(err))
 
 
 def _match(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple[int, ...]) -> Match:
     parts = _parts(softmax, scores, use, frame, over)
+    _require_tokens(frame, parts)
     guarded = use.guarded and not _leaves_keys(scores.terms, frame, over)
+    wide = _is_wider(softmax, parts)
+    more = (["guarded"] if guarded else []) + (["f32softmax"] if wide else [])
     parts = _with_heads(frame, parts)
-    return _canonical(frame, parts, scores.scale, softmax.anchor, use.product.node, guarded=guarded)
+    return _canonical(frame, parts, scores.scale, (softmax.anchor, use.product.node), more)
 
 
 def _canonical(
-    frame: Frame, parts: Parts, scale: float, anchor: ir.Node, last: ir.Node, *, guarded: bool = False
+    frame: Frame, parts: Parts, scale: float, ends: tuple[ir.Node, ir.Node], more: Sequence[str] = ()
 ) -> Match:
-    plan, output = planned(frame, parts), last.outputs[0]
+    groups, anchor, output = grouped(frame, parts), ends[0], ends[1].outputs[0]
+    plan = planned(groups, parts) if len(groups) > len(frame) else None
+    frame, plan = (frame, planned(frame, parts)) if plan is None else (groups, plan)
     if plan is None:
         sizes = [frame.size((leaf,)) for leaf in parts.lead]
         raise Unclear(frame.doubt or f"the leading axes {sizes} of the scores do not merge to batch and heads")
@@ -100,18 +94,47 @@ def _canonical(
     if not np.isfinite(scale):
         raise Unclear(f"the scores of {name_of(anchor)} are scaled by {scale}")
     stops = [placed.operand.slot.value for placed in (plan.q, plan.k, plan.v)]
-    stops += [term.slot.value for term in (*parts.terms, *parts.factors)]
+    stops += [term.slot.value for term in (*parts.terms, *parts.fills, *parts.factors)]
+    attributes = {"scale": float(scale)}
+    if parts.fills:
+        attributes["fill"] = float(parts.fills[0].fill * parts.fills[0].scale)
+    has = (["bias"] if parts.terms else []) + (["filled"] if parts.fills else [])
     return Match(
         op=NAME,
-        variant=("bias" if parts.terms else "") + ("-guarded" if guarded else ""),
+        variant="-".join([*has, *more]),
         anchor=anchor,
         nodes=tuple(reversed(list(between(output, stops)))),
         output=output,
         inputs=lambda tape: inputs_of(tape, plan),
-        attributes={"scale": float(scale)},
+        attributes=attributes,
         facts=_facts(frame, plan, parts, scale, output),
         finish=lambda tape, value: apply(tape, value, plan.finish),
     )
+
+
+def _require_tokens(frame: Frame, parts: Parts) -> None:
+    """Refuse what is an attention over channels.
+
+    Raises:
+        Unclear: it is.
+    """
+    q, k = (frame.resolved(operand.axes) for operand in (parts.q, parts.k))
+    if parts.queries in q and parts.keys in k and parts.wide in q and parts.wide in k:
+        attended, contracted = (q.index(parts.queries), k.index(parts.keys)), (q.index(parts.wide), k.index(parts.wide))
+        if over_channels(parts.q.slot.value, parts.k.slot.value, attended, contracted):
+            raise Unclear(f"attends over {frame.size(parts.keys) or 'the'} channels, expected over tokens")
+
+
+def _is_wider(softmax: Softmax, parts: Parts) -> bool:
+    """Whether the softmax runs in float32 between products of another type.
+
+    Raises:
+        Unclear: it runs in a type that none of the tensors has.
+    """
+    own, others = softmax.weights.dtype, {parts.q.slot.value.dtype, parts.v.slot.value.dtype}
+    if others != {own} and own != ir.DataType.FLOAT:
+        raise Unclear(f"{name_of(softmax.anchor)} runs in {own}, expected the type of queries and values, or float32")
+    return others != {own}
 
 
 def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple[int, ...]) -> Parts:
@@ -151,6 +174,7 @@ def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple
         k=_operand(frame, first, 1 - asks, named),
         v=_operand(frame, second, 1 - side, weights),
         terms=tuple(scores.terms),
+        fills=tuple(scores.fills),
         factors=tuple(scores.factors),
         result=tuple(weights[label] for label in second.out),
         lead=tuple(leaf for label in first.out if label not in (row, column) for leaf in named[label]),
@@ -168,7 +192,7 @@ def _with_heads(frame: Frame, parts: Parts) -> Parts:
         size = frame.size(lead)
         heads = _heads_merged(parts.q.slot.value, parts.q.axes.index(lead))
         if heads and (not isinstance(size, int) or size % heads == 0):
-            split = frame.split(lead[0], (size // heads if isinstance(size, int) else None, heads))
+            split = frame.split(lead[0], (parted(size, heads), heads))
             return replace(parts, lead=split)
     return parts
 
@@ -239,7 +263,10 @@ def _leaves_keys(terms: list[Term], frame: Frame, over: tuple[int, ...]) -> bool
 
 
 def _facts(frame: Frame, plan: Plan, parts: Parts, scale: float, output: ir.Value) -> Facts:
-    axes = (plan.batch, plan.heads, parts.queries, parts.keys, parts.wide, parts.out)
+    batches, every = parts.lead[:-1], frame.resolve(parts.lead[-1:])
+    grouping = bool(plan.heads) and set(plan.heads) < set(every)
+    cut = (batches, every) if grouping else (plan.batch, plan.heads)
+    axes = (*cut, parts.queries, parts.keys, parts.wide, parts.out)
     found = [frame.size(axis) for axis in axes]
     labels = ("batch", "heads", "queries", "keys", "d_qk", "d_v")
     sizes = {label: size if size is not None else "?" for label, size in zip(labels, found, strict=True)}
@@ -248,13 +275,16 @@ def _facts(frame: Frame, plan: Plan, parts: Parts, scale: float, output: ir.Valu
     if not all(isinstance(size, int) for size in found):
         return Facts(sizes)
     batch, heads, queries, keys, wide, out = (int(size or 0) for size in found)
-    k_heads, v_heads = (1 if 1 in placed.lacks else heads for placed in (plan.k, plan.v))
+    share = int(frame.size(plan.heads) or 1)
+    k_heads, v_heads = (heads // share if 1 in placed.lacks else heads for placed in (plan.k, plan.v))
     each = 4 if output.dtype is None else output.dtype.itemsize
     maps = batch * heads * queries * keys
-    passes = 4 + 2 * (scale != 1) + 2 * len(plan.terms)  # written and read by product, scale, terms, softmax, product
+    passes = (
+        4 + 2 * (scale != 1) + 2 * len(plan.terms.terms)
+    )  # written and read by product, scale, terms, softmax, product
     ends = batch * (heads * queries * (wide + out) + keys * (wide * k_heads + out * v_heads))
-    ends += sum(_known_size(term) for term, _ in plan.terms)
-    flops = 2 * maps * (wide + out) + maps * (5 + (scale != 1) + len(plan.terms))
+    ends += sum(_known_size(term) for term, _ in plan.terms.terms)
+    flops = 2 * maps * (wide + out) + maps * (5 + (scale != 1) + len(plan.terms.terms))
     return Facts(sizes, flops, int(each * (ends + passes * maps)), int(each * ends))
 
 

@@ -6,65 +6,19 @@ of a product and merging of leading axes; where a name or a size is not certain,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeattn.ops.layout import VIEWS, Axes, Dim, Frame, same
-from edgeattn.ops.walk import axes_of, constant, dims, integer, made_by, number, users
+from edgeattn.ops.products import NEAR, Product, Slot, Softmax, is_of_two_tensors, name_of, product_of
+from edgeattn.ops.walk import constant, dims, made_by, number, users
 
-_NEAR = 6  # nodes between a product and its softmax beyond which they have nothing to do with each other
 _LOWEST = float(np.finfo(np.float32).min)
-
-
-class Slot(NamedTuple):
-    """An input of a node: what stands there after others were replaced, too."""
-
-    node: ir.Node
-    place: int
-
-    @property
-    def value(self) -> ir.Value:
-        """The tensor there."""
-        value = self.node.inputs[self.place]
-        assert value is not None
-        return value
-
-
-@dataclass(frozen=True)
-class Product:
-    """A contraction of two tensors over one axis; labels name the axes of both and of the result."""
-
-    node: ir.Node
-    labels: tuple[str, str]
-    out: str
-    factor: float = 1.0
-
-    def slot(self, side: int) -> Slot:
-        """An operand."""
-        return Slot(self.node, side)
-
-    @property
-    def summed(self) -> str:
-        """The label that both operands have and the result has not."""
-        return next(label for label in self.labels[0] if label not in self.out)
-
-    def own(self, side: int) -> str:
-        """The labels that only one operand has."""
-        return "".join(label for label in self.labels[side] if label not in self.labels[1 - side])
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """A softmax over one axis, one node or written out."""
-
-    anchor: ir.Node
-    scores: ir.Value
-    weights: ir.Value
-    axis: int
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_SINGLE = (ir.DataType.FLOAT,)
 
 
 @dataclass(frozen=True)
@@ -80,100 +34,30 @@ class Term:
 
 @dataclass
 class Scores:
-    """How the input of a softmax comes about: scale * factors * product + terms."""
+    """How the input of a softmax comes about: scale * factors * product + terms, and where it is filled by a number."""
 
     product: Product | None = None
     axes: Axes = ()
     scale: float = 1.0
     terms: list[Term] = field(default_factory=list)
     factors: list[Term] = field(default_factory=list)
+    fills: list[Term] = field(default_factory=list)  # finite, and after all terms
 
 
 class Unclear(Exception):  # noqa: N818 - it is an answer, caught where the search began
     """Why something that is nearly an attention is none."""
 
 
-def name_of(node: ir.Node) -> str:
-    """An operator and its name, as messages say them."""
-    return f"{node.op_type} {node.name!r}"
-
-
-def product_of(node: ir.Node | None) -> Product | None:
-    """The node as a contraction over one axis of two tensors, if it is one."""
-    if node is None or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
-        return None
-    left, right = dims(node.inputs[0]), dims(node.inputs[1])
-    if left is None or right is None or min(len(left), len(right)) < 2:
-        return None
-    if node.op_type == "MatMul":
-        batch = "ABCDEFGH"[: max(len(left), len(right)) - 2]
-        labels = (batch[len(batch) + 2 - len(left) :] + "ix", batch[len(batch) + 2 - len(right) :] + "xj")
-        return Product(node, labels, batch + "ij") if max(len(left), len(right)) <= 10 else None
-    if node.op_type == "Gemm" and (len(node.inputs) < 3 or node.inputs[2] is None):
-        alpha = node.attributes.get("alpha")
-        labels = ("xi" if integer(node, "transA", 0) else "ix", "jx" if integer(node, "transB", 0) else "xj")
-        return Product(node, labels, "ij", 1.0 if alpha is None else alpha.as_float())
-    return _einsum(node) if node.op_type == "Einsum" and len(node.inputs) == 2 else None
-
-
-def _einsum(node: ir.Node) -> Product | None:
-    inputs, arrow, out = node.attributes["equation"].as_string().replace(" ", "").partition("->")
-    left, _, right = inputs.partition(",")
-    if not arrow or "." in inputs or any(len(set(labels)) != len(labels) for labels in (left, right, out)):
-        return None
-    gone = [label for label in {*left, *right} if label not in out]
-    if len(gone) != 1 or gone[0] not in left or gone[0] not in right:
-        return None
-    return Product(node, (left, right), out)
-
-
-def is_of_two_tensors(product: Product | None) -> bool:
-    """Whether neither operand is the weight of a linear layer."""
-    if product is None:
-        return False
-    sides = [product.slot(side).value for side in (0, 1)]
-    return not any(constant(value) is not None and len(dims(value) or ()) < 3 for value in sides)
-
-
-def softmaxes(graph: ir.Graph) -> Iterator[Softmax]:
-    """Every softmax of a graph."""
-    for node in graph:
-        output = node.outputs[0] if node.outputs else None
-        shape = dims(output)
-        if not shape or output is None:
-            continue
-        if made_by(output, "Softmax") and node.inputs[0] is not None:
-            yield Softmax(node, node.inputs[0], output, integer(node, "axis", -1) % len(shape))
-        elif made_by(output, "Div"):
-            yield from _written_out(node, len(shape))
-
-
-def _written_out(node: ir.Node, rank: int) -> Iterator[Softmax]:
-    """exp(x) / sum(exp(x)), with the maximum subtracted before or not."""
-    top = made_by(node.inputs[0], "Exp")
-    total = made_by(node.inputs[1], "ReduceSum")
-    if top is None or total is None or total.inputs[0] is not node.inputs[0] or not integer(total, "keepdims", 1):
-        return
-    axes = axes_of(total, rank)
-    value = top.inputs[0]
-    if axes is None or len(axes) != 1 or value is None:
-        return
-    shift = made_by(value, "Sub")
-    if shift is not None and (peak := made_by(shift.inputs[1], "ReduceMax")) is not None:
-        over = axes_of(peak, rank)
-        if peak.inputs[0] is shift.inputs[0] and over == axes and integer(peak, "keepdims", 1) and shift.inputs[0]:
-            value = shift.inputs[0]
-    yield Softmax(node, value, node.outputs[0], axes[0])
-
-
-def nears_product(value: ir.Value | None, depth: int = _NEAR) -> bool:
-    """Whether a tensor comes from a product of two others by few nodes that keep its last two sizes."""
+def nears_product(value: ir.Value | None, depth: int = NEAR) -> bool:
+    """Whether a tensor comes from a product of two others by views and few nodes that keep its last two sizes."""
     node = value.producer() if value is not None else None
     if node is None or depth == 0:
         return False
     if is_of_two_tensors(product_of(node)):
         return True
-    if node.op_type in (*VIEWS, "TopK", "ScatterElements"):
+    if node.op_type in VIEWS:
+        return nears_product(node.inputs[0], depth)
+    if node.op_type in ("TopK", "ScatterElements", "ScatterND"):
         return any(nears_product(item, depth - 1) for item in node.inputs)
     wanted = sorted(map(str, (dims(value) or ())[-2:]))
     return any(
@@ -196,10 +80,15 @@ def trace_scores(softmax: Softmax, frame: Frame, axes: Axes) -> Scores | None:
         if product is not None and is_of_two_tensors(product):
             scores.product, scores.axes = product, axes
             scores.scale *= product.factor
+            _require_types(scores, product)
+            if not scores.terms and all(_vanishes_beside(term) for term in scores.fills):
+                scores.terms, scores.fills = scores.fills, []
             return scores
         if node is None or not nears_product(value):
             return None
-        if node.op_type in VIEWS:
+        if casts(node, _HALVES, _SINGLE):
+            place = 0
+        elif node.op_type in VIEWS:
             inner = frame.through(node, axes, back=True)
             if inner is None:
                 raise Unclear(_unclear_view(node))
@@ -259,20 +148,63 @@ def _step(node: ir.Node, frame: Frame, axes: Axes, scores: Scores) -> int:
 
 def _mask(node: ir.Node, frame: Frame, axes: Axes, scores: Scores, other: int) -> None:
     """Where(mask, scores, fill), either way round."""
-    fill = number(node.inputs[other])
+    fill = _filling(node.inputs[other])
     inner = dims(node.inputs[3 - other])
     if fill is None or inner is None:
-        raise Unclear(f"{name_of(node)} replaces scores by another tensor, expected -inf")
+        raise Unclear(f"{name_of(node)} replaces scores by another tensor, expected one number")
     if scores.scale <= 0 or scores.factors:
         raise Unclear(f"{name_of(node)} masks scores that are scaled by a tensor or a negative number afterwards")
-    single = node.inputs[other]
-    lowest = single is not None and single.dtype == ir.DataType.FLOAT and fill <= _LOWEST
-    if fill != -np.inf and not lowest:
-        raise Unclear(f"{name_of(node)} fills masked scores with {fill:g}, which is only exact for -inf")
-    kind = "keep" if other == 2 else "drop"
-    scores.terms.append(Term(kind, Slot(node, 0), _aligned(node, 0, inner, frame, axes), scores.scale, fill))
-    if len(scores.terms) > 1 and any(term.fill not in (0.0, -np.inf) for term in scores.terms):
-        raise Unclear(f"{name_of(node)} fills masked scores with {fill:g}, exact beside other terms only for -inf")
+    with np.errstate(over="ignore"):
+        scaled = np.array(fill * scores.scale).astype((node.outputs[0].dtype or ir.DataType.FLOAT).numpy())
+    if np.isfinite(fill) and not np.isfinite(scaled.astype(np.float64)):
+        raise Unclear(f"{name_of(node)} fills masked scores with {fill:g}, which overflows once it is scaled")
+    _aligned(node, other, inner, frame, axes)
+    mask = _aligned(node, 0, inner, frame, axes)
+    term = Term("keep" if other == 2 else "drop", Slot(node, 0), mask, scores.scale, fill)
+    if fill == -np.inf:
+        scores.terms.append(term)
+        return
+    if scores.terms or any(done.fill * done.scale != fill * scores.scale for done in scores.fills):
+        raise Unclear(f"{name_of(node)} fills masked scores with {fill:g} before others are added or masked")
+    scores.fills.append(term)
+
+
+def _filling(value: ir.Value | None) -> float | None:
+    """The one number that a tensor is filled with."""
+    array = constant(value)
+    if array is not None:
+        return float(array.flat[0]) if array.size and bool(np.all(array == array.flat[0])) else None
+    node = made_by(value, "Expand", "ConstantOfShape")
+    if node is not None and node.op_type == "ConstantOfShape":
+        tensor = node.attributes.get("value")
+        return 0.0 if tensor is None else float(tensor.as_tensor().numpy().item())
+    return None if node is None else number(node.inputs[0])
+
+
+def _vanishes_beside(term: Term) -> bool:
+    """Whether a score added to the fill of a mask leaves it as it is, which is as good as to replace it."""
+    return term.slot.node.outputs[0].dtype == ir.DataType.FLOAT and term.fill * term.scale <= _LOWEST
+
+
+def casts(node: ir.Node, source: Collection[ir.DataType], result: Collection[ir.DataType]) -> bool:
+    """Whether a node turns one of these types into one of those."""
+    value = node.inputs[0] if node.op_type == "Cast" else None
+    return value is not None and value.dtype in source and node.outputs[0].dtype in result
+
+
+def _require_types(scores: Scores, product: Product) -> None:
+    """Terms of one type, and factors of the queries' own.
+
+    Raises:
+        Unclear: they differ.
+    """
+    types = {term.slot.node.outputs[0].dtype for term in scores.terms}
+    if len(types) > 1:
+        last = scores.terms[-1].slot.node
+        raise Unclear(f"{name_of(last)} adds to the scores in one type and others in another, expected one type")
+    for factor in scores.factors:
+        if factor.slot.value.dtype != product.node.outputs[0].dtype:
+            raise Unclear(f"{name_of(factor.slot.node)} scales the scores in another type than the queries'")
 
 
 def _aligned(node: ir.Node, place: int, inner: tuple[Dim, ...], frame: Frame, axes: Axes) -> Axes:
@@ -304,17 +236,25 @@ class Use:
     guarded: bool
 
 
-def uses(weights: ir.Value, frame: Frame, axes: Axes, guarded: bool = False) -> Iterator[Use | ir.Node]:
-    """Follow weights through views to the products that use them; other nodes on the way as they are."""
+def uses(
+    weights: ir.Value, frame: Frame, axes: Axes, guarded: bool = False, narrowed: bool = False
+) -> Iterator[Use | ir.Node]:
+    """Follow weights through views to the products that use them; other nodes on the way as they are.
+
+    Casts are followed as long as they lose nothing, and one that does: it rounds to the type of the values.
+    """
     for node in users(weights):
         product = product_of(node)
         sides = [place for place, value in enumerate(node.inputs) if value is weights]
+        narrows = casts(node, _SINGLE, _HALVES)
         if product is not None and len(sides) == 1 and sides[0] < 2:
             yield Use(product, sides[0], axes, guarded)
+        elif narrows or (casts(node, _HALVES, _SINGLE) and not narrowed):
+            yield from uses(node.outputs[0], frame, axes, guarded, narrows)
         elif node.op_type in VIEWS and sides == [0] and (inner := frame.through(node, axes, back=False)) is not None:
-            yield from uses(node.outputs[0], frame, inner, guarded)
+            yield from uses(node.outputs[0], frame, inner, guarded, narrowed)
         elif node.op_type == "Where" and sides == [2] and _is_guard(node, weights):
-            yield from uses(node.outputs[0], frame, axes, True)
+            yield from uses(node.outputs[0], frame, axes, True, narrowed)
         elif node.op_type != "IsNaN":
             yield node
 

@@ -57,12 +57,16 @@ def assert_body_is_reference(op: AttentionOp, variant: str, inputs: list[Array],
     made = onnx.helper.make_graph(
         [node],
         "g",
-        [onnx.helper.make_tensor_value_info(n, 1, a.shape) for n, a in zip(names, inputs, strict=True)],
+        [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in zip(names, inputs, strict=True)
+        ],
         [onnx.helper.make_tensor_value_info("y", 1, inputs[0].shape)],
     )
     opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid(DOMAIN, VERSION)]
     proto = onnx.helper.make_model(made, opset_imports=opsets, functions=[function], ir_version=10)
     onnx.checker.check_model(proto)
     (found,) = run_as_written(Graph(ir.from_proto(proto)))(dict(zip(names, inputs, strict=True))).values()
-    tensors = [torch.from_numpy(array).double() for array in inputs]
+    tensors = [torch.from_numpy(array) for array in inputs]
+    tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
     assert_close(found, op.reference(variant, *tensors, **attributes).numpy())

@@ -308,6 +308,54 @@ def test_a_guard_that_nothing_needs_goes() -> None:
     assert masked(True, np.tril(np.ones((3, 3), bool)))[0].found[0].variant == "bias"
 
 
+def filled(sketch: Sketch, *steps: tuple[str, Any]) -> Graph:
+    """Scores that are filled by a number or changed otherwise, in this order, their first row always masked."""
+    mask = sketch.constant(np.tril(np.ones((3, 3), bool), -1))
+    value = sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 2, 1]))
+    for kind, number in steps:
+        constant = sketch.number(number)
+        value = sketch.op("Where", mask, value, constant) if kind == "Where" else sketch.op(kind, value, constant)
+    out = sketch.op("MatMul", sketch.op("Softmax", value, axis=-1), "v")
+    return sketch.graph(out, q=(2, 3, 4), k=(2, 3, 4), v=(2, 3, 2))
+
+
+LOWEST = float(np.finfo(np.float32).min)
+PLACES = np.arange(9).reshape(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "variant"),
+    [
+        ([("Where", -1e9)], "filled"),
+        ([("Where", -2.0), ("Div", 2)], "filled"),
+        ([("Add", PLACES), ("Where", -2.0)], "bias-filled"),
+        ([("Where", -2.0), ("Where", -2.0)], "filled"),
+        ([("Where", -np.inf), ("Where", -2.0)], "bias-filled"),
+        ([("Where", LOWEST)], "bias"),
+        ([("Where", LOWEST), ("Div", 2)], "filled"),
+        ([("Add", PLACES), ("Where", LOWEST)], "bias-filled"),
+    ],
+)
+def test_a_row_filled_whole_stays_what_it_was(steps: list[tuple[str, Any]], variant: str) -> None:
+    assert [item.variant for item in fused_and_same(filled(Sketch(), *steps)).found] == [variant]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("Where", -2.0), ("Add", PLACES)],
+        [("Where", -2.0), ("Where", -1.0)],
+        [("Where", -2.0), ("Where", -np.inf)],
+        [("Where", -2.0), ("Mul", -1)],
+        [("Where", LOWEST), ("Mul", 2)],
+    ],
+)
+def test_what_is_done_to_filled_scores_is_missed(steps: list[tuple[str, Any]]) -> None:
+    report = fused_and_same(filled(Sketch(), *steps))
+    assert not report.found
+    assert "Where" in report.missed[0].reason
+
+
 def test_a_sum_of_masks_and_positions_is_one_bias() -> None:
     sketch = Sketch()
     rng = np.random.default_rng(0)
@@ -336,14 +384,64 @@ def test_a_float16_file_keeps_its_type() -> None:
     assert fused_and_same(graph).found
 
 
-def test_a_softmax_in_another_type_is_missed() -> None:
+@pytest.mark.parametrize("where", ["scores", "operands", "values"])
+@pytest.mark.parametrize("mask", [None, HALF, FLOAT, "fill"])
+def test_a_float32_softmax_in_a_float16_file_stays_one(where: str, mask: int | str | None) -> None:
     sketch = Sketch(HALF)
-    scores = sketch.op("Cast", sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 2, 1])), to=FLOAT)
-    weights = sketch.op("Cast", sketch.op("Softmax", scores, axis=-1), to=HALF)
-    out = sketch.op("MatMul", weights, "v")
+    q, k = (sketch.op("Cast", name, to=FLOAT) if where == "operands" else name for name in "qk")
+    scores = sketch.op("MatMul", q, sketch.op("Transpose", k, perm=[0, 2, 1]))
+    if where == "operands" and mask == HALF:
+        mask = FLOAT
+    bias = np.where(np.eye(5, 7), -300, 0.3)
+    if mask == HALF:
+        scores = sketch.op("Add", scores, sketch.number(bias))
+    if where != "operands":
+        scores = sketch.op("Cast", scores, to=FLOAT)
+    if mask == FLOAT:
+        scores = sketch.op("Add", scores, sketch.constant(bias.astype(np.float32)))
+    if mask == "fill":
+        fill = sketch.constant(np.float32(-1e9))
+        scores = sketch.op("Where", sketch.constant(np.arange(5)[:, None] < np.arange(1, 8)), fill, scores)
+    weights = sketch.op("Softmax", scores, axis=-1)
+    if where == "values":
+        out = sketch.op("Cast", sketch.op("MatMul", weights, sketch.op("Cast", "v", to=FLOAT)), to=HALF)
+    else:
+        out = sketch.op("MatMul", sketch.op("Cast", weights, to=HALF), "v")
+    report = fused_and_same(sketch.graph(out, q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 2)))
+    kind = "" if mask is None else "filled-" if mask == "fill" else "bias-"
+    assert [item.variant for item in report.found] == [f"{kind}f32softmax"]
+
+
+@pytest.mark.parametrize(("types", "found"), [((FLOAT, HALF), True), ((FLOAT,), False)])
+def test_weights_cast_to_and_fro_are_what_they_were(types: tuple[int, ...], found: bool) -> None:
+    sketch = Sketch(HALF)
+    weights = sketch.op("Softmax", sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 2, 1])), axis=-1)
+    for dtype in types:
+        weights = sketch.op("Cast", weights, to=dtype)
+    v = "v" if found else sketch.op("Cast", "v", to=FLOAT)
+    out = sketch.op("Cast", sketch.op("MatMul", weights, v), to=HALF)
+    report = fused_and_same(sketch.graph(out, q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 2)))
+    assert [item.variant for item in report.found] == ([""] if found else [])
+    assert found or "expected the type of queries and values" in report.missed[0].reason
+
+
+def test_weights_rounded_on_the_way_are_no_match() -> None:
+    sketch = Sketch()
+    weights = sketch.op("Softmax", sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 2, 1])), axis=-1)
+    weights = sketch.op("Cast", sketch.op("Cast", weights, to=HALF), to=FLOAT)
+    report = fused_and_same(sketch.graph(sketch.op("MatMul", weights, "v"), q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 2)))
+    assert not report.found
+    assert report.missed
+
+
+def test_scores_rounded_before_the_softmax_are_missed() -> None:
+    sketch = Sketch()
+    scores = sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 2, 1]))
+    weights = sketch.op("Softmax", sketch.op("Cast", scores, to=HALF), axis=-1)
+    out = sketch.op("MatMul", sketch.op("Cast", weights, to=FLOAT), "v")
     report = fused_and_same(sketch.graph(out, q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 2)))
     assert not report.found
-    assert "float16 into float" in report.missed[0].reason
+    assert "float into float16" in report.missed[0].reason
 
 
 @pytest.mark.parametrize("peak", [True, False])
@@ -373,11 +471,64 @@ def test_the_standard_operator_is_the_same_attention(rank: int, mask: str | None
     assert report.found[0].facts.sizes == {"batch": 2, "heads": 3, "queries": 5, "keys": 7, "d_qk": 4, "d_v": 6}
 
 
-def test_a_causal_operator_is_left_alone() -> None:
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_heads_of_the_standard_operator_may_share_keys(rank: int, groups: int) -> None:
     sketch = Sketch()
-    out = sketch.op("Attention", "q", "k", "v", is_causal=1)
-    report = fused_and_same(sketch.graph(out, 23, **dict.fromkeys("qkv", (2, 3, 5, 4))))
-    assert report == FusionReport()
+    out = sketch.op(
+        "Attention", "q", "k", "v", **({"q_num_heads": 6, "kv_num_heads": 6 // groups} if rank == 3 else {})
+    )
+    sizes = {"q": (6, 5, 4), "k": (6 // groups, 7, 4), "v": (6 // groups, 7, 3)}
+    shapes = {name: (2, n, h * d) if rank == 3 else (2, h, n, d) for name, (h, n, d) in sizes.items()}
+    report = fused_and_same(sketch.graph(out, 23, **shapes))
+    assert report.found[0].facts.sizes == {"batch": 2, "heads": 6, "queries": 5, "keys": 7, "d_qk": 4, "d_v": 3}
+
+
+def test_heads_that_repeat_keys_share_them_instead() -> None:
+    sketch = Sketch()
+    repeated = []
+    for name in "kv":
+        apart = sketch.op("Unsqueeze", name, sketch.constant(np.array([2])))
+        many = sketch.op("Expand", apart, sketch.constant(np.array([1, 1, 3, 1, 1])))
+        repeated.append(sketch.op("Reshape", many, sketch.constant(np.array([0, 6, 7, 4]))))
+    scores = sketch.op("MatMul", "q", sketch.op("Transpose", repeated[0], perm=[0, 1, 3, 2]))
+    out = sketch.op("MatMul", sketch.op("Softmax", scores, axis=-1), repeated[1])
+    graph = sketch.graph(out, q=(2, 6, 5, 4), k=(2, 2, 7, 4), v=(2, 2, 7, 4))
+    report = fused_and_same(graph)
+    assert (report.found[0].facts.sizes["batch"], report.found[0].facts.sizes["heads"]) == (2, 6)
+    assert "Expand" not in {node.op_type for node in fuse(graph, (OP,))[0].model.graph}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "reason"),
+    [
+        ({"is_causal": 1}, {}, "is_causal"),
+        ({"softcap": 2.0}, {}, "caps its scores at 2"),
+        ({}, {"past_key": (2, 3, 2, 4), "past_value": (2, 3, 2, 4)}, "a cache"),
+        ({}, {"mask": (2, 1, 1, 9)}, "mask of sizes (2, 1, 1, 9)"),
+    ],
+)
+def test_what_the_standard_operator_does_more_is_said(
+    attributes: dict[str, Any], inputs: dict[str, tuple[int, ...]], reason: str
+) -> None:
+    sketch = Sketch()
+    names = [name if name in inputs else "" for name in ("mask", "past_key", "past_value")]
+    out = sketch.op("Attention", "q", "k", "v", *(names if inputs else []), **attributes)
+    _, report = fuse(sketch.graph(out, 23, **dict.fromkeys("qkv", (2, 3, 5, 4)), **inputs), (OP,))
+    assert not report.found
+    assert reason in report.missed[0].reason
+
+
+def test_layers_whose_weights_are_computed_are_no_attention() -> None:
+    sketch = Sketch()
+    rng = np.random.default_rng(0)
+    weights = []
+    for shape in ((4, 6), (6, 3)):
+        tensor = sketch.number(rng.standard_normal(shape))
+        weights.append(sketch.op("Div", tensor, sketch.op("ReduceL2", tensor, sketch.constant(np.array([0])))))
+    scores = sketch.op("Mul", sketch.op("MatMul", "x", weights[0]), sketch.op("Sigmoid", sketch.number([0.3])))
+    out = sketch.op("MatMul", sketch.op("Tanh", scores), weights[1])
+    assert fused_and_same(sketch.graph(out, x=(2, 4))) == FusionReport()
 
 
 # Places
@@ -399,14 +550,20 @@ def test_weights_may_serve_two_values() -> None:
     assert len(fused_and_same(sketch.graph(out, q=(2, 5, 4), k=(2, 7, 4), v=(2, 7, 4))).found) == 2
 
 
+VARIANTS = ["", "bias", "bias-guarded", "filled", "bias-filled", "f32softmax", "bias-filled-guarded-f32softmax"]
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0])
-@pytest.mark.parametrize("variant", ["", "bias", "bias-guarded"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_body_is_the_reference(variant: str, scale: float) -> None:
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((2, heads, n, 4)).astype(np.float32) for heads, n in ((3, 5), (1, 7), (3, 7))]
     bias = np.where(rng.random((1, 3, 5, 7)) < 0.7, 0.5, -np.inf).astype(np.float32)
-    bias[0, 1, 2] = -np.inf if variant == "bias-guarded" else 0.0
-    assert_body_is_reference(OP, variant, [*inputs, bias] if variant else inputs, scale=scale)
+    bias[0, 1, 2] = -np.inf if "guarded" in variant else 0.0
+    keep = rng.random((2, 1, 5, 7)) < np.array([0, 0.5, 1, 0.5, 0.5])[:, None]
+    more = [*([bias] if "bias" in variant else []), *([keep] if "filled" in variant else [])]
+    numbers = {"fill": -1.5} if "filled" in variant else {}
+    assert_body_is_reference(OP, variant, [*inputs, *more], scale=scale, **numbers)
 
 
 @pytest.mark.parametrize("variant", ["", "bias", "bias-guarded"])
