@@ -57,7 +57,7 @@ def _ramp(node: ir.Node) -> tuple[str, ir.Value] | None:
 
 def _other(node: ir.Node | None, number: float) -> ir.Value | None:
     """The operand of a node of two whose other operand is this number."""
-    for value, other in (node.inputs, node.inputs[::-1]) if node is not None else ():
+    for value, other in (node.inputs, node.inputs[::-1]) if node is not None and len(node.inputs) == 2 else ():
         if (
             walk.scalar(other) == number
             and other is not None

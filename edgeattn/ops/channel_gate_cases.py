@@ -54,10 +54,10 @@ class Residual(Convolutions):
 class Eca(nn.Module):
     """As in github.com/BangguWu/ECANet."""
 
-    def __init__(self, kernel: int = 3, padding: int | None = None) -> None:
+    def __init__(self, kernel: int = 3, bias: bool = False) -> None:
         super().__init__()
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2 if padding is None else padding, bias=False)
+        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=bias)
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,17 +146,81 @@ class Altered(Linears):
         return x * (1 + torch.sigmoid(z))
 
 
-class GlobalContext(nn.Module):
-    """GCNet (arXiv 1904.11492) with a product: attention over the positions instead of a mean."""
+class Context(nn.Module):
+    """Global context (arXiv 1904.11492): attention over the places, two layers, and a product or a sum.
+
+    `norm` is "", "last" (as timm's LayerNorm2d), "all" (as the paper's repository) or "written-out"; `scores` are
+    those of the map itself or of another.
+    """
+
+    def __init__(self, fuse: str = "mul", norm: str = "last", pool: str = "attn", scores: str = "own") -> None:
+        super().__init__()
+        self.fuse, self.norm, self.pool, self.scores = fuse, norm, pool, scores
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(C, 1, 1), nn.Conv2d(C, R, 1), nn.Conv2d(R, C, 1)
+        self.g, self.h = nn.Parameter(torch.rand(R) + 0.5), nn.Parameter(torch.rand(R))
+
+    def context(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        if self.pool == "avg":
+            return F.adaptive_avg_pool2d(x, 1)
+        mask = self.conv(x if self.scores == "own" else x.flip(1)).view(b, 1, h * w).softmax(dim=2).unsqueeze(-1)
+        return torch.matmul(x.view(b, c, h * w).unsqueeze(1), mask).view(b, c, 1, 1)
+
+    def hidden(self, y: Tensor) -> Tensor:
+        y = self.fc1(y)
+        if self.norm == "last":
+            return F.layer_norm(y.permute(0, 2, 3, 1), (R,), self.g, self.h, 1e-6).permute(0, 3, 1, 2)
+        if self.norm == "all":
+            return F.layer_norm(y, (R, 1, 1), self.g[:, None, None], self.h[:, None, None])
+        if self.norm == "written-out":
+            y = (y - y.mean(1, keepdim=True)) / torch.sqrt((y - y.mean(1, keepdim=True)).pow(2).mean(1, True) + 1e-5)
+            return self.g[:, None, None] * y + self.h[:, None, None]
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc2(torch.relu(self.hidden(self.context(x))))
+        if self.fuse == "both":
+            return x * torch.sigmoid(y) + y
+        return x * torch.sigmoid(y) if self.fuse == "mul" else x + y
+
+
+class Simplified(Context):
+    """The simplified non-local block of the same paper: one layer, and a sum or (`gated`) a product."""
+
+    def __init__(self, gated: bool = False) -> None:
+        super().__init__()
+        self.fc, self.gated = nn.Conv2d(C, C, 1), gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.conv(x).flatten(2).softmax(-1)  # (B, 1, N)
+        y = self.fc((x.flatten(2) @ weights.transpose(1, 2))[..., None])
+        return x * torch.sigmoid(y) if self.gated else x + y
+
+
+class Sequence(nn.Module):
+    """Squeeze and excitation of a sequence (B, C, N) or a volume (B, C, T, H, W)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.score, self.fc = nn.Conv2d(C, 1, 1), nn.Conv2d(C, C, 1)
+        self.fc = nn.Sequential(nn.Linear(C, R), nn.ReLU(), nn.Linear(R, C), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.score(x).flatten(2).softmax(-1)  # (B, 1, N)
-        context = x.flatten(2) @ weights.transpose(1, 2)  # (B, C, 1)
-        return x * torch.sigmoid(self.fc(context[..., None]))
+        y = self.fc(x.mean(tuple(range(2, x.ndim))))
+        return x * y.view(*y.shape, *[1] * (x.ndim - 2))
+
+
+class Last(Sequence):
+    """The same of tokens (B, N, C) or a map (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean(tuple(range(1, x.ndim - 1)), keepdim=True))
+
+
+class RootMeanSquare(nn.Module):
+    """A normalisation of tokens, which multiplies by one number for each token, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 class BamChannel(nn.Module):
@@ -193,6 +257,7 @@ CASES = (
     Case("normalised", lambda: Convolutions(nn.ReLU(), nn.Tanh(), _norm()), MAP, FOUND),
     Case("residual", lambda: Residual(nn.ReLU(), nn.Sigmoid()), MAP, FOUND),
     Case("eca", lambda: Eca(5), MAP, FOUND, dynamic=IMAGE),
+    Case("eca-bias", lambda: Eca(3, bias=True), MAP, FOUND),
     Case("eca-timm", EcaOfTimm, MAP, FOUND, dynamic=IMAGE),
     Case("effective", Effective, MAP, FOUND),
     Case("cbam-channel", CbamChannel, MAP, FOUND),
@@ -207,7 +272,24 @@ CASES = (
     Case("one-plus", lambda: Altered("one-plus"), MAP, missed="made by Add"),
     Case("added", lambda: Altered("added"), MAP),
     Case("rows", lambda: Altered("rows"), MAP),
-    Case("global-context", GlobalContext, MAP, missed="the mean or maximum over height and width"),
+    Case("context", Context, MAP, FOUND, dynamic=IMAGE),
+    Case("context-add", lambda: Context("add", "all"), MAP, FOUND, dynamic=IMAGE),
+    Case("context-written-out", lambda: Context("mul", "written-out"), MAP, FOUND),
+    Case("context-without-norm", lambda: Context("add", ""), MAP, FOUND),
+    Case("context-of-means", lambda: Context("add", "last", "avg"), MAP, FOUND),
+    Case("context-one-layer", Simplified, MAP, FOUND),
+    Case("context-one-layer-gate", lambda: Simplified(gated=True), MAP, FOUND),
+    Case("context-of-one", Context, ((1, C, 7, 5),), FOUND),
+    Case("context-both", lambda: Context("both"), MAP, ("AttentionPool", "ChannelGate"), missed="is added to"),
+    Case("context-elsewhere", lambda: Context(scores="other"), MAP, ("AttentionPool",), missed="1x1 convolution of"),
+    Case("sequence", Sequence, ((2, C, 7),), FOUND),
+    Case("volume", Sequence, ((2, C, 3, 5, 4),), FOUND),
+    Case(
+        "volume-dynamic", Sequence, ((2, C, 3, 5, 4),), FOUND, dynamic=("batch", "x:2=depth", "x:3=height", "x:4=width")
+    ),
+    Case("tokens", Last, ((2, 7, C),), missed="expected channels on axis 1"),
+    Case("channels-last", Last, ((2, 7, 5, C),), missed="expected channels on axis 1"),
+    Case("root-mean-square", RootMeanSquare, ((2, 7, C),)),
     Case("bam", BamChannel, MAP),
 )
 

@@ -108,7 +108,7 @@ def itemsize(value: ir.Value) -> int:
 
 
 def pooled(value: ir.Value) -> tuple[str, ir.Value] | None:
-    """("avg" or "max", x) if a vector is the mean or the maximum over height and width of x (B, C, H, W)."""
+    """("avg" or "max", x) if a vector is the mean or the maximum over all places of a map x (B, C, ...)."""
     value = bare(value)
     node = walk.made_by(value, *POOLS)
     if node is None or value is not node.outputs[0] or node.inputs[0] is None:
@@ -119,13 +119,11 @@ def pooled(value: ir.Value) -> tuple[str, ir.Value] | None:
         if reduced is None:
             return None
         source, axes = reduced
-        flat = _flattened(source) if axes == (2,) else None
-        source, axes = (flat, (2, 3)) if flat is not None else (source, axes)
-        complete = axes == (2, 3)
+        complete = axes == tuple(range(2, len(walk.dims(source) or ()))) != ()
     else:
         complete = node.op_type.startswith("Global") or _covers(node)
     shape = walk.dims(source)
-    return (kind, source) if complete and shape is not None and len(shape) == 4 else None
+    return (kind, unflattened(source)) if complete and shape is not None and len(shape) > 2 else None
 
 
 def _reduced(node: ir.Node, kind: str) -> tuple[ir.Value, tuple[int, ...]] | None:
@@ -146,17 +144,21 @@ def _reduced(node: ir.Node, kind: str) -> tuple[ir.Value, tuple[int, ...]] | Non
     return origin, tuple(sorted({*gone, *axes}))
 
 
-def _flattened(value: ir.Value) -> ir.Value | None:
-    """The map (B, C, H, W) that a value is as (B, C, H * W)."""
-    node = walk.made_by(value, "Reshape")
-    before, after = walk.dims(node.inputs[0] if node else None), walk.dims(value)
-    if node is None or before is None or after is None or len(before) != 4 or len(after) != 3:
-        return None
-    if not isinstance(before[1], int) or before[1] != after[1]:
-        return None
-    area = math.prod(before[2:]) if all(isinstance(dim, int) for dim in before[2:]) else None  # type: ignore[arg-type]
-    same = (before[0] is not None and before[0] == after[0]) or (area is not None and area == after[2])
-    return node.inputs[0] if same else None
+def unflattened(value: ir.Value) -> ir.Value:
+    """The map (B, C, ...) that a value is with its places in a row, (B, C, N); else the value itself."""
+    after, source = walk.dims(value), value
+    if after is None or len(after) != 3 or not isinstance(after[1], int):
+        return value
+    while (node := walk.made_by(source, "Reshape", "Flatten", "Squeeze", "Unsqueeze")) and node.inputs[0] is not None:
+        source = node.inputs[0]
+        before = walk.dims(source)
+        if before is None or len(before) < 4 or before[1] != after[1]:
+            continue
+        sizes = [dim for dim in before[2:] if isinstance(dim, int)]
+        area = math.prod(sizes) if len(sizes) == len(before) - 2 else None
+        if (before[0] is not None and before[0] == after[0]) or (area is not None and area == after[2]):
+            return source
+    return value
 
 
 def _covers(node: ir.Node) -> bool:
@@ -230,10 +232,10 @@ def layer(value: ir.Value) -> Layer | None:
     """The layer with constant weights that computes a value, with the affine maps per channel that follow it."""
     value = bare(value)
     scale, shift = np.ones(1), np.zeros(1)
-    while (affine := _affine(value)) is not None:
-        value, factor, offset = affine[0], affine[1], affine[2]
+    while (step := affine(value)) is not None:
+        source, factor, offset = step
         scale, shift = scale * factor, shift + scale * offset
-        value = bare(value)
+        value = bare(source)
     node = walk.made_by(value, "Conv", "Gemm", "MatMul")
     found = None if node is None else _weights(node)
     if node is None or found is None:
@@ -251,8 +253,8 @@ def layer(value: ir.Value) -> Layer | None:
     return Layer(source, node, weight, bias)
 
 
-def _affine(value: ir.Value) -> tuple[ir.Value, Array, Array] | None:
-    """(x, scale, shift), the last two per channel, if a value is scale * x + shift: a normalisation or a bias."""
+def affine(value: ir.Value) -> tuple[ir.Value, Array, Array] | None:
+    """(x, scale, shift), the last two per channel, if a value is scale * x + shift: BatchNorm, a factor or a bias."""
     node = walk.made_by(value, "BatchNormalization", "Add", "Mul")
     if node is None or value is not node.outputs[0]:
         return None

@@ -4,7 +4,7 @@
     a = softmax_m(W2 act(W1 mean_hw(sum_m u_m) + b1) + b2)
 
 u_m (B, C, H, W), w1 (R, C), b1 (R), w2 (M C, R), b2 (M C): the logits of branch m are rows m C to (m + 1) C - 1.
-Variants "M-ACT": 2 or 3 branches; relu, silu, gelu, hardswish or identity. Normalisation in inference is folded in.
+Variants "M-ACT": 2 to 8 branches; relu, silu, gelu, hardswish or identity. Normalisation in inference is folded in.
 
 Source: Li et al., "Selective Kernel Networks", 2019, arXiv 1903.06586, section 3.1.
 """
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def function(variant: str) -> str:
     """The body of a variant."""
-    count, act = int(variant[0]), variant[2:]
+    number, _, act = variant.partition("-")
+    count = int(number)
     branches = [f"u{branch}" for branch in range(count)]
     sums = ["u0", *(f"sum{branch}" for branch in range(1, count))]
     adds = "\n".join(f"sum{m} = Add ({sums[m - 1]}, u{m})" for m in range(1, count))
@@ -58,7 +59,7 @@ def reference(variant: str, *inputs: Tensor) -> Tensor:
     from torch.nn import functional as F
 
     branches, (w1, b1, w2, b2) = torch.stack(inputs[:-4], dim=1), inputs[-4:]
-    logits = F.linear(activate(variant[2:], F.linear(branches.sum(1).mean((2, 3)), w1, b1)), w2, b2)
+    logits = F.linear(activate(variant.partition("-")[2], F.linear(branches.sum(1).mean((2, 3)), w1, b1)), w2, b2)
     weights = torch.softmax(logits.view(*branches.shape[:3], 1, 1), dim=1)
     return (branches * weights).sum(1)
 
@@ -66,7 +67,7 @@ def reference(variant: str, *inputs: Tensor) -> Tensor:
 def find(graph: ir.Graph) -> Iterator[Match | Miss]:
     """From every sum, back to products of branches with parts of one softmax, and from there to the branches again."""
     for node in graph:
-        if node.op_type in ("ReduceSum", "Add") and not node.domain:
+        if node.op_type in ("ReduceSum", "Add", "Sum") and not node.domain:
             try:
                 found = match(node)
             except Unlike as err:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgeattn.ops.base import Case
 
@@ -66,6 +67,54 @@ class Timm(Branches):
         return paths.sum(1).mean((2, 3), keepdim=True)
 
 
+class Interleaved(Timm):
+    """The logits of one channel's branches are neighbours."""
+
+    def logits(self, y: Tensor) -> Tensor:
+        y = self.select(torch.relu(self.norm(self.reduce(y))))
+        return y.view(y.shape[0], C, self.count).transpose(1, 2)[..., None, None]
+
+
+class First(Branches):
+    """Branches on the first axis, summed one by one, as in github.com/xmu-xiaoma666/External-Attention-pytorch."""
+
+    def __init__(self, count: int = 4, single: bool = False) -> None:
+        super().__init__(count)
+        self.fc, self.fcs = nn.Linear(C, R), nn.ModuleList([nn.Linear(C if single else R, C) for _ in range(count)])
+        self.softmax, self.single = nn.Softmax(dim=0), single
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.maps(x)
+        z = sum(maps).mean(-1).mean(-1)  # type: ignore[union-attr]
+        z = z if self.single else self.fc(z)
+        logits = torch.stack([fc(z).view(x.shape[0], C, 1, 1) for fc in self.fcs], 0)
+        return (self.softmax(logits) * torch.stack(maps, 0)).sum(0)
+
+
+class FirstSeparate(First):
+    """The same, each branch weighed by itself, its axis kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.maps(x)
+        z = self.fc(torch.stack(maps).sum(0).mean((2, 3)))
+        weights = torch.stack([fc(z) for fc in self.fcs]).softmax(0)
+        return sum(u * w[..., None, None] for u, w in zip(maps, weights, strict=True))
+
+
+class Split(nn.Module):
+    """Split attention over maps (B, M, N, C), as in S2-MLPv2 (arXiv 2108.01072)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(C, R), nn.Linear(R, 3 * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2)
+        maps = torch.stack([y, y.roll(1, 1), y.roll(-1, 1)], 1)
+        logits = self.fc2(F.gelu(self.fc1(maps.sum(1).sum(1)))).reshape(-1, 3, C)
+        return (maps * logits.softmax(1).unsqueeze(-2)).sum(1)
+
+
 class OfFirst(Timm):
     """The weights come from one branch alone."""
 
@@ -98,5 +147,12 @@ CASES = (
     Case("separate-swapped", lambda: Separate(swapped=True), MAP, FOUND),
     Case("over-channels", lambda: Timm(axis=2), MAP, missed="expected the branches"),
     Case("of-one-branch", OfFirst, MAP, missed="expected the mean of the branches' sum"),
-    Case("four", lambda: Timm(4), MAP, missed="expected 2 to 3"),
+    Case("interleaved", Interleaved, MAP, FOUND),
+    Case("first-axis", First, MAP, FOUND, dynamic=("batch", "height", "width")),
+    Case("first-axis-square", lambda: First(2), ((2, C, 2, 2),), FOUND),
+    Case("first-axis-separate", lambda: FirstSeparate(3), MAP, FOUND),
+    Case("channels-last", Split, MAP, missed="expected them on axis 2"),
+    Case("eight", lambda: Timm(8), MAP, FOUND),
+    Case("nine", lambda: Timm(9), MAP, missed="expected 2 to 8"),
+    Case("one-layer", lambda: First(3, single=True), MAP, missed="an activation and another one"),
 )

@@ -12,46 +12,54 @@ import onnx_ir as ir
 from edgeattn.ops import walk
 from edgeattn.ops.activations import activation
 from edgeattn.ops.base import Facts, Match
-from edgeattn.ops.layers import Unlike, bare, elements, itemsize, layer, pooled, sizes, vector
+from edgeattn.ops.layers import Unlike, elements, itemsize, layer, pooled, sizes, vector
+from edgeattn.ops.layout import VIEWS, Axes, Dim, Frame
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
-VIEWS = ("Reshape", "Unsqueeze", "Squeeze")
-MOST_BRANCHES = 3
+MOST_BRANCHES = 8
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A softmax whose axes are branches, samples and channels, as leaves of a frame; () where of size one."""
+
+    softmax: ir.Node
+    frame: Frame
+    axes: Axes
+    many: tuple[int, ...]
+    wide: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Branches (B, C, H, W), and the softmax that weighs them, its branches along `axis`."""
+    """Branches (B, C, H, W), what weighs them, and the axis that they are stacked on, if they are."""
 
     branches: tuple[ir.Value, ...]
-    softmax: ir.Node
+    weights: _Weights
+    axis: int | None = None
 
 
 def match(node: ir.Node) -> Match | None:
     """The selection that ends in this sum; None where there is none.
 
     Raises:
-        Unlike: the sum is of branches with softmax weights from their own mean, but something differs.
+        Unlike: the sum is of branches with softmax weights for each channel, but something differs.
     """
     choice = _stacked(node) if node.op_type == "ReduceSum" else _separate(node)
-    if choice is None or choice.softmax.inputs[0] is None:
+    if choice is None:
         return None
-    channels = (walk.dims(choice.branches[0]) or ())[1]
-    assert isinstance(channels, int)
-    found = _layers(choice.softmax.inputs[0], len(choice.branches), channels)
-    if found is None:
-        return None
-    act, arrays, descriptor = found
+    count = len(choice.branches)
+    if count > MOST_BRANCHES:
+        raise Unlike(f"there are {count} branches, expected 2 to {MOST_BRANCHES}")
+    act, arrays, descriptor = _layers(choice.weights, count, int((walk.dims(choice.branches[0]) or ())[1] or 0))
     pool = pooled(descriptor)
     if pool is None:
         raise Unlike(f"the weights come from {descriptor.name!r}, expected the mean over height and width")
-    if pool[0] != "avg" or not _is_sum(pool[1], choice.branches):
+    if pool[0] != "avg" or not _is_sum(pool[1], choice):
         raise Unlike(f"the weights come from the {pool[0]} of {pool[1].name!r}, expected the mean of the branches' sum")
-    count = len(choice.branches)
-    if not 2 <= count <= MOST_BRANCHES:
-        raise Unlike(f"there are {count} branches, expected 2 to {MOST_BRANCHES}")
+    kept = choice.axis is not None and walk.integer(node, "keepdims", 1)
     return Match(
         "SelectiveKernel",
         f"{count}-{act}",
@@ -61,212 +69,301 @@ def match(node: ir.Node) -> Match | None:
         lambda tape: [*choice.branches, *(tape.constant(array) for array in arrays)],
         {},
         _facts(choice.branches, arrays),
+        lambda tape, value: tape.op("Unsqueeze", [value, tape.constant(np.array([choice.axis]))]) if kept else value,
     )
 
 
-def _sizes_of(value: ir.Value | None) -> list[int | str | None]:
-    """The sizes of a value that are not 1, the first axis aside."""
-    return [dim for dim in (walk.dims(value) or ())[1:] if dim != 1]
+def _weights(
+    value: ir.Value, axes: Axes, frame: Frame, many: tuple[int, ...], wide: tuple[int, ...]
+) -> _Weights | None:
+    """The softmax across branches that a value is a view of; None where it is no softmax.
+
+    Raises:
+        Unlike: it is over another axis, or a view mixes its axes.
+    """
+    source, found = _viewed(value, axes, frame)
+    node = walk.made_by(source, "Softmax")
+    if node is None or found is None:
+        return None
+    axis = walk.integer(node, "axis", -1) % len(found)
+    if frame.resolve(found[axis]) != frame.resolve(many):
+        place = next((place for place, item in enumerate(found) if frame.resolve(item) == frame.resolve(many)), "?")
+        raise Unlike(f"the softmax is over axis {axis} of {walk.dims(source)}, expected the branches, {place}")
+    return _Weights(node, frame, found, many, wide)
+
+
+def _viewed(value: ir.Value, axes: Axes, frame: Frame) -> tuple[ir.Value, Axes | None]:
+    """What a value is a view of, and its axes there; None for axes that a view on the way to a softmax mixes."""
+    while (node := walk.made_by(value, *VIEWS)) is not None and node.inputs[0] is not None:
+        inner = frame.through(node, axes, back=True)
+        if inner is None:
+            return _last(value), None
+        value, axes = node.inputs[0], inner
+    return value, frame.resolved(axes)
+
+
+def _last(value: ir.Value) -> ir.Value:
+    while (node := walk.made_by(value, *VIEWS)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _leaves(count: int, *sizes: Dim) -> tuple[Frame, tuple[tuple[int, ...], ...]]:
+    """A frame with leaves for branches and the given sizes, () for a size of one."""
+    frame = Frame()
+    return frame, tuple(frame.leaf(size) if size != 1 else () for size in (count, *sizes))
 
 
 # Branches stacked on an axis
 
 
 def _stacked(node: ir.Node) -> _Choice | None:
-    """ReduceSum over axis 1 of a stack times softmax weights."""
+    """ReduceSum over axis 0 or 1 of a stack times softmax weights."""
     product = walk.made_by(node.inputs[0], "Mul")
-    if product is None or walk.axes_of(node, 5) != (1,) or walk.integer(node, "keepdims", 1):
+    over = walk.axes_of(node, len(walk.dims(node.inputs[0]) or ()) or 5)
+    if product is None or over not in ((0,), (1,)):
         return None
+    (axis,) = over
     for stack, weights in (product.inputs, product.inputs[::-1]):
         shape, other = walk.dims(stack), walk.dims(weights)
-        if stack is None or weights is None or shape is None or other is None or len(shape) != 5:
+        if stack is None or weights is None or shape is None or other is None or len(shape) != len(other):
             continue
-        if not isinstance(shape[1], int) or not isinstance(shape[2], int) or other[1:] != (*shape[1:3], 1, 1):
+        if len(shape) != 5 or other[2] != shape[2]:
+            _require_other(axis, weights, shape, other)
             continue
-        softmax = _softmax(weights, shape[1], shape[2])
-        if softmax is None:
+        count, channels = shape[axis], shape[2]
+        if not isinstance(count, int) or not isinstance(channels, int) or count == 1:
             continue
-        branches = _branches(stack)
+        if other[axis] != count or other[2:] != (channels, 1, 1):
+            continue
+        frame, (many, batch, wide) = _leaves(count, other[1 - axis], channels)
+        axes = ((many, batch) if axis == 0 else (batch, many)) + (wide, (), ())
+        found = _weights(weights, axes, frame, many, wide)
+        if found is None:
+            if walk.made_by(_last(weights), "Softmax"):
+                raise Unlike(f"the axes of {weights.name!r} cannot be told from those of its softmax")
+            continue
+        branches = _branches(stack, axis)
         if branches is None:
             raise Unlike(f"the branches are not stacked by a Concat: {stack.name!r}")
-        return _Choice(branches, softmax)
+        return _Choice(branches, found, axis)
     return None
 
 
-def _branches(stack: ir.Value | None) -> tuple[ir.Value, ...] | None:
-    """What a stack (B, M, C, H, W) was put together from."""
+def _require_other(axis: int, weights: ir.Value, shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> None:
+    """Require that it is no selection of channels that lie on the last axis.
+
+    Raises:
+        Unlike: it is one.
+    """
+    last = len(shape) - 1
+    places = {size for place, size in enumerate(other) if place not in (0, 1, last)}
+    if last < 3 or other[axis] in (1, None) or shape[last] == 1 or other[last] != shape[last] or places != {1}:
+        return
+    if walk.made_by(_last(weights), "Softmax"):
+        raise Unlike(f"branches {shape} have their channels on axis {last}, expected them on axis 2 of 5")
+
+
+def _branches(stack: ir.Value | None, axis: int) -> tuple[ir.Value, ...] | None:
+    """What a stack of maps, (B, M, C, H, W) or (M, B, C, H, W), was put together from."""
     node = walk.made_by(stack, "Concat")
-    if node is None or walk.integer(node, "axis", 0) not in (1, -4):
+    if node is None or walk.integer(node, "axis", 0) % 5 != axis:
         return None
     parts: list[ir.Value] = []
     for item in node.inputs:
         lifted = walk.made_by(item, "Unsqueeze", "Reshape", "Concat")
-        inner = _branches(item) if lifted is not None and lifted.op_type == "Concat" else None
+        inner = _branches(item, axis) if lifted is not None and lifted.op_type == "Concat" else None
         source = lifted.inputs[0] if lifted is not None else None
         before, after = walk.dims(source), walk.dims(item)
         if inner is not None:
             parts += inner
-        elif source is not None and before is not None and None not in before and _lifted(before) == after:
+        elif lifted is not None and source is not None and before is not None and after is not None:
+            same = None not in before and (*before[:axis], 1, *before[axis:]) == after
+            plain = lifted.op_type == "Unsqueeze" and walk.axes_of(lifted, 5) == (axis,)
+            if len(before) != 4 or not (same or plain):
+                return None
             parts.append(source)
         else:
             return None
     return tuple(parts)
 
 
-def _lifted(shape: tuple[int | str | None, ...]) -> tuple[int | str | None, ...] | None:
-    """The shape of a map (B, C, H, W) with an axis for the branches."""
-    return (shape[0], 1, *shape[1:]) if len(shape) == 4 else None
-
-
-def _softmax(weights: ir.Value, count: int, channels: int) -> ir.Node | None:
-    """The Softmax over `count` branches whose result (B, count, channels) a value is, in any view.
-
-    Raises:
-        Unlike: it is over another axis.
-    """
-    wide = [size for size in (count, channels) if size != 1]
-    value = weights
-    while (view := walk.made_by(value, *VIEWS)) and view.inputs[0] is not None and _sizes_of(value) == wide:
-        value = view.inputs[0]
-    node = walk.made_by(value, "Softmax")
-    if node is None or _sizes_of(value) != wide or count == 1:
-        return None
-    shape = walk.dims(value) or ()
-    axis = walk.integer(node, "axis", -1) % len(shape)
-    branch_axis = next(place for place, dim in enumerate(shape) if place and dim == count)
-    if axis != branch_axis:
-        raise Unlike(f"the softmax is over axis {axis} of {shape}, expected the branches, {branch_axis}")
-    return node
-
-
 # Branches each by itself
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A branch weighed by one place of a softmax across branches."""
+
+    branch: ir.Value
+    weights: _Weights
+    place: int
 
 
 def _separate(node: ir.Node) -> _Choice | None:
     """A sum of products of a branch with one part of a softmax each."""
-    if any(user.op_type == "Add" and _terms(user) for user in walk.users(node.outputs[0])):
+    if any(user.op_type in ("Add", "Sum") and _terms(user) for user in walk.users(node.outputs[0])):
         return None  # a part of a longer sum
     terms = _terms(node)
     if terms is None or len(terms) < 2:
         return None
-    softmaxes = {softmax for _, softmax, _ in terms}
-    if len(softmaxes) != 1 or [place for _, _, place in terms] != list(range(len(terms))):
+    if len({(term.weights.softmax, term.weights.axes) for term in terms}) != 1:
         return None
-    softmax = softmaxes.pop()
-    if (walk.dims(softmax.outputs[0]) or ())[1] != len(terms):
-        raise Unlike(f"{len(terms)} branches are summed, but the softmax is over {walk.dims(softmax.outputs[0])}")
-    shapes = {walk.dims(branch) for branch, _, _ in terms}
+    weights, count = terms[0].weights, len(terms)
+    if [term.place for term in terms] != list(range(count)) or weights.frame.size(weights.many) != count:
+        places = [term.place for term in terms]
+        raise Unlike(
+            f"{count} branches are summed, weighed by places {places} of a softmax "
+            f"over {walk.dims(weights.softmax.outputs[0])}, expected each place once"
+        )
+    shapes = {walk.dims(term.branch) for term in terms}
     if len(shapes) != 1 or None in (shapes.copy().pop() or (None,)):
         raise Unlike("the branches are not known to be of one shape")
-    return _Choice(tuple(branch for branch, _, _ in terms), softmax)
+    return _Choice(tuple(term.branch for term in terms), weights)
 
 
-def _terms(node: ir.Node, depth: int = MOST_BRANCHES) -> list[tuple[ir.Value, ir.Node, int]] | None:
-    """(branch, softmax, place) of every summand, by place; None where a summand is something else."""
-    terms: list[tuple[ir.Value, ir.Node, int]] = []
+def _terms(node: ir.Node, depth: int = MOST_BRANCHES) -> list[_Term] | None:
+    """Every summand, by place; None where one is something else."""
+    terms: list[_Term] = []
     for item in node.inputs:
-        inner = walk.made_by(item, "Add", "Mul")
+        inner = walk.made_by(item, "Add", "Sum", "Mul")
         if inner is None or depth == 0:
             return None
-        found = _terms(inner, depth - 1) if inner.op_type == "Add" else _term(inner)
+        found = _term(inner) if inner.op_type == "Mul" else _terms(inner, depth - 1)
         if found is None:
             return None
         terms += found
-    return sorted(terms, key=lambda term: term[2])
+    return sorted(terms, key=lambda term: term.place)
 
 
-def _term(product: ir.Node) -> list[tuple[ir.Value, ir.Node, int]] | None:
+def _term(product: ir.Node) -> list[_Term] | None:
     for branch, weights in (product.inputs, product.inputs[::-1]):
-        shape, channels = walk.dims(branch), vector(weights)
-        if branch is None or weights is None or shape is None or len(shape) != 4 or channels is None:
+        shape, other = walk.dims(branch), walk.dims(weights)
+        if branch is None or weights is None or shape is None or other is None or len(shape) != 4 or len(other) != 4:
             continue
-        if (walk.dims(weights) or ())[1:] != (channels, 1, 1) or shape[1] != channels:
+        if not isinstance(shape[1], int) or other[1:] != (shape[1], 1, 1) or shape[2:] == (1, 1):
             continue
-        part = _part(bare(weights))
-        count = (walk.dims(part[0]) or (0, 0))[1] if part is not None else None
-        softmax = _softmax(part[0], count, channels) if part is not None and isinstance(count, int) else None
-        if part is not None and softmax is not None:
-            return [(branch, softmax, part[1])]
+        part = _part(_last(weights))
+        if part is None:
+            continue
+        whole, axis, place, taken = part
+        count = (walk.dims(whole) or ())[axis]
+        if not isinstance(count, int) or count == 1:
+            continue
+        frame, (many, batch, wide) = _leaves(count, other[0], shape[1])
+        _, axes = _viewed(weights, (batch, wide, (), ()), frame)
+        if axes is None:
+            continue
+        found = _weights(whole, (*axes[:axis], many, *axes[axis + (not taken) :]), frame, many, wide)
+        if found is not None:
+            return [_Term(branch, found, place % count)]
     return None
 
 
-def _part(value: ir.Value) -> tuple[ir.Value, int] | None:
-    """(whole, m) if a value is place m along axis 1 of another."""
+def _part(value: ir.Value) -> tuple[ir.Value, int, int, bool] | None:
+    """(whole, axis, m, whether the axis is gone) if a value is place m along an axis of another."""
     node = walk.made_by(value, "Gather", "Split", "Slice")
     whole = node.inputs[0] if node is not None else None
-    if node is None or whole is None:
+    rank = len(walk.dims(whole) or ())
+    if node is None or whole is None or rank == 0:
         return None
     if node.op_type == "Split":
-        even = all((walk.dims(output) or (0, 0))[1] == 1 for output in node.outputs)
-        place = node.outputs.index(value) if even and walk.integer(node, "axis", 0) == 1 else None
-    elif node.op_type == "Gather":
-        index = walk.scalar(node.inputs[1])
-        place = int(index) if index is not None and walk.integer(node, "axis", 0) == 1 else None
-    else:
-        start, end, axis, step = [*(walk.scalar(item) for item in node.inputs[1:]), *[None] * 2][:4]
-        single = start is not None and end == start + 1 and axis == 1 and step in (1, None)
-        place = int(start) if single and start is not None else None
-    return (whole, place) if place is not None and place >= 0 else None
+        axis = walk.integer(node, "axis", 0) % rank
+        even = all((walk.dims(output) or (0,) * rank)[axis] == 1 for output in node.outputs)
+        return (whole, axis, node.outputs.index(value), False) if even else None
+    if node.op_type == "Gather":
+        index, shape = walk.scalar(node.inputs[1]), walk.dims(node.inputs[1])
+        taken = shape == ()
+        if index is None or shape not in ((), (1,)):
+            return None
+        return whole, walk.integer(node, "axis", 0) % rank, int(index), taken
+    start, end, along, step = [*(walk.scalar(item) for item in node.inputs[1:]), *[None] * 2][:4]
+    single = start is not None and end == start + 1 and along is not None and step in (1, None)
+    return (whole, int(along) % rank, int(start), False) if single and start is not None and along is not None else None
 
 
 # The weights
 
 
-def _layers(logits: ir.Value, count: int, channels: int) -> tuple[str, list[Array], ir.Value] | None:
-    """(activation, [w1, b1, w2, b2], descriptor) behind the logits (B, count, channels); None where it is no MLP."""
-    value = logits
-    wide = [size for size in (count, channels) if size != 1]
-    while (view := walk.made_by(value, *VIEWS)) and view.inputs[0] is not None and _sizes_of(value) == wide:
-        value = view.inputs[0]
-    parts = _concatenated(value, channels) or [value]
-    if len(parts) not in (1, count) or (len(parts) == 1 and vector(value) != count * channels):
-        return None
-    layers = [layer(part) for part in parts]
-    lasts = [found for found in layers if found is not None and found.pointwise is not None]
-    if len(lasts) != len(layers) or any(last.source is not lasts[0].source for last in lasts):
-        return None
-    act, hidden = activation(lasts[0].source)
+def _layers(weights: _Weights, count: int, channels: int) -> tuple[str, list[Array], ir.Value]:
+    """(activation, [w1, b1, w2, b2], descriptor) behind the softmax.
+
+    Raises:
+        Unlike: they are not two linear layers, the second for all branches or one for each.
+    """
+    scores = weights.softmax.inputs[0]
+    assert scores is not None
+    value, axes = _viewed(scores, weights.axes, weights.frame)
+    parts = _parts(value, axes, weights) if axes is not None else None
+    lasts = [layer(part) for part, _ in parts or []]
+    matrices = [last.pointwise for last in lasts if last is not None]
+    if parts is None or not lasts or any(matrix is None for matrix in matrices) or len(matrices) != len(lasts):
+        raise Unlike(f"the softmax reads {_maker(value)}, expected a linear layer for all branches, or one for each")
+    w2 = np.concatenate([matrix for matrix in matrices if matrix is not None])
+    b2 = np.concatenate([last.bias for last in lasts if last is not None])
+    sources = {last.source for last in lasts if last is not None}
+    if len(w2) != count * channels or len(parts) not in (1, count) or len(sources) != 1:
+        raise Unlike(f"{len(parts)} layers give {len(w2)} logits for {count} branches of {channels} channels")
+    if parts[0][1] == (*weights.wide, *weights.many) != (*weights.many, *weights.wide):  # branches change fastest
+        w2 = w2.reshape(channels, count, -1).swapaxes(0, 1).reshape(count * channels, -1)
+        b2 = b2.reshape(channels, count).T.reshape(-1)
+    act, hidden = activation(sources.pop())
     first = layer(hidden)
-    if first is None or first.pointwise is None:
-        return None
-    weights = [last.pointwise for last in lasts if last.pointwise is not None]
-    arrays = [first.pointwise, first.bias, np.concatenate(weights), np.concatenate([last.bias for last in lasts])]
-    return act, arrays, first.source
+    w1 = first.pointwise if first is not None else None
+    if first is None or w1 is None:
+        raise Unlike(f"the logits come from {_maker(hidden)}, expected a linear layer, an activation and another one")
+    return act, [w1, first.bias, w2, b2], first.source
 
 
-def _concatenated(value: ir.Value, channels: int) -> list[ir.Value] | None:
-    """The logits of each branch (B, C), where they are joined along axis 1."""
+def _maker(value: ir.Value) -> str:
+    node = value.producer()
+    return "the graph's input" if node is None else f"{node.op_type} {node.name!r}"
+
+
+def _parts(value: ir.Value, axes: Axes, weights: _Weights) -> list[tuple[ir.Value, tuple[int, ...]]] | None:
+    """The vectors that logits are joined from, each with what its one axis is; None where they are no vectors."""
+    frame, many, wide = weights.frame, weights.frame.resolve(weights.many), weights.frame.resolve(weights.wide)
     node = walk.made_by(value, "Concat")
-    if node is None or walk.integer(node, "axis", 0) != 1:
-        return None
-    parts: list[ir.Value] = []
+    axes = frame.resolved(axes)
+    axis = walk.integer(node, "axis", 0) % len(axes) if node is not None else 0
+    if node is None or axes[axis] not in (many, (*many, *wide)):
+        own = tuple(leaf for item in axes[1:] for leaf in item)
+        first = set(axes[0]) & {*many, *wide} if axes else {0}
+        ordered = own in (wide, (*many, *wide), (*wide, *many))
+        return [(value, own)] if ordered and not first and vector(value) is not None else None
+    parts: list[tuple[ir.Value, tuple[int, ...]]] = []
     for item in node.inputs:
-        if item is None or vector(item) != channels:
-            inner = _concatenated(item, channels) if item is not None else None
-            if inner is None:
-                return None
-            parts += inner
-        else:
-            parts.append(bare(item))
+        size = (walk.dims(item) or (None,) * len(axes))[axis]
+        each = frame.size(axes[axis][len(many) :])
+        if item is None or not isinstance(size, int) or not isinstance(each, int):
+            return None
+        left = axes[axis][len(many) :] if size == each else axes[axis]
+        source, inner = _viewed(item, (*axes[:axis], left, *axes[axis + 1 :]), frame) if size == each else (item, axes)
+        found = _parts(source, inner, weights) if inner is not None else None
+        if found is None:
+            return None
+        parts += found
     return parts
 
 
-def _is_sum(value: ir.Value, branches: Sequence[ir.Value]) -> bool:
+def _is_sum(value: ir.Value, choice: _Choice) -> bool:
     """Whether a value is the sum of all branches, each once."""
     node = walk.made_by(value, "ReduceSum")
     if node is not None:
-        kept = walk.integer(node, "keepdims", 1)
-        summed = _branches(node.inputs[0]) if walk.axes_of(node, 5) == (1,) and not kept else None
+        axis = walk.axes_of(node, 5)
+        plain = axis in ((0,), (1,)) and not walk.integer(node, "keepdims", 1)
+        summed = _branches(node.inputs[0], axis[0]) if plain and axis is not None else None
     else:
-        summed = _summands(value, branches)
-    return summed is not None and sorted(map(id, summed)) == sorted(map(id, branches))
+        summed = _summands(value, choice.branches)
+    return summed is not None and sorted(map(id, summed)) == sorted(map(id, choice.branches))
 
 
 def _summands(value: ir.Value, branches: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
     node = walk.made_by(value, "Add", "Sum")
     if value in branches or node is None:
         return (value,)
-    return tuple(part for item in node.inputs if item is not None for part in _summands(item, branches))
+    added = [item for item in node.inputs if item is not None and walk.scalar(item) != 0]
+    return tuple(part for item in added for part in _summands(item, branches))
 
 
 def _facts(branches: Sequence[ir.Value], arrays: Sequence[Array]) -> Facts:

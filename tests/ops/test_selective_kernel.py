@@ -58,9 +58,60 @@ def test_a_selection_that_is_altered_is_left_alone_or_computes_the_same(
         assert not report.found
 
 
-@pytest.mark.parametrize("variant", ["2-relu", "3-silu", "2-gelu", "3-identity"])
+@pytest.mark.parametrize("variant", ["2-relu", "3-silu", "2-gelu", "3-identity", "8-relu"])
 def test_the_body_is_the_reference(variant: str) -> None:
     count = int(variant[0])
     branches = {f"u{index}": (2, 5, 3, 7) for index in range(count)}
     inputs = weights_of(0, **branches, w1=(3, 5), b1=(3,), w2=(5 * count, 3), b2=(5 * count,))
     assert_body_is_reference(OP, variant, list(inputs.values()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(small, small, small, small),
+    layout=st.sampled_from(["rows", "interleaved", "first", "mixed"]),
+    axis=st.sampled_from([0, 1, 2]),
+    sums=st.tuples(*[st.sampled_from([0, 1])] * 3),
+)
+def test_a_stack_that_is_altered_is_left_alone_or_computes_the_same(
+    sizes: tuple[int, ...], layout: str, axis: int, sums: tuple[int, ...]
+) -> None:
+    (B, C, H, R), (stacked, summed, kept) = sizes, sums
+    M = 3
+    shape = (M, B, C, 1, 1) if stacked == 0 else (B, M, C, 1, 1)
+    weights = weights_of(0, w1=(R, C), b1=(R,), w2=(M * C, R), b2=(M * C,)) | {
+        "rows": np.array([B, M, C]), "swapped": np.array([B, C, M]), "mixed": np.array([M, B, C]),
+        "whole": np.array(shape), "lift": np.array([stacked]), "places": np.array([2, 3]), "sum": np.array([summed]),
+    }  # fmt: skip
+    logits = {
+        "rows": "l = Reshape (z, rows)",
+        "interleaved": "i = Reshape (z, swapped)\nl = Transpose <perm = [0, 2, 1]> (i)",
+        "first": "i = Reshape (z, rows)\nl = Transpose <perm = [1, 0, 2]> (i)",
+        "mixed": "l = Reshape (z, mixed)",
+    }[layout]
+    turned = "[1, 0, 2]" if (layout in ("rows", "interleaved")) == (stacked == 0) else "[0, 1, 2]"
+    body = f"""
+        d1 = Add (u, v)
+        d = Add (d1, t)
+        m = ReduceMean <keepdims = 0> (d, places)
+        k = Gemm <transB = 1> (m, w1, b1)
+        h = Relu (k)
+        z = Gemm <transB = 1> (h, w2, b2)
+        {logits}
+        s = Softmax <axis = {axis}> (l)
+        n = Transpose <perm = {turned}> (s)
+        a = Reshape (n, whole)
+        u1 = Unsqueeze (u, lift)
+        v1 = Unsqueeze (v, lift)
+        t1 = Unsqueeze (t, lift)
+        f = Concat <axis = {stacked}> (u1, v1, t1)
+        p = Mul (f, a)
+        y = ReduceSum <keepdims = {kept}> (p, sum)"""
+    image = f"float[{B}, {C}, {H}, 2]"
+    graph = graph_of(f"({image} u, {image} v, {image} t) => (float[{','.join('?' * (4 + kept))}] y)", body, weights)
+    found = [item.op for item in fused_exactly(graph).found]
+    branch = 1 if layout in ("rows", "interleaved") else 0
+    if axis == branch and summed == stacked and layout != "mixed":
+        assert found == ["SelectiveKernel"]
+    if axis != branch or summed != stacked:
+        assert "SelectiveKernel" not in found
