@@ -6,17 +6,19 @@ something better replaces the node (`edgeattn.lowering`).
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from edgeattn.errors import InputError
+from edgeattn.errors import InputError, one_line
 from edgeattn.graph import Graph, module_of
-from edgeattn.normalise import infer_types, inlined, settle_shapes, upgraded
+from edgeattn.normalise import drop_identities, infer_types, inlined, settle_shapes, upgraded
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
 
@@ -57,8 +59,13 @@ def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, F
     """Replace every attention by its canonical node; the given graph stays as it is.
 
     The result computes what the graph computes: a match is exact or it is none. Where nothing is found, the same graph
-    comes back.
+    comes back. What an op's search raises becomes a note; the graph is then left as it was for that op.
     """
+    with _collector_paused():
+        return _fuse(graph, ops)
+
+
+def _fuse(graph: Graph, ops: tuple[AttentionOp, ...]) -> tuple[Graph, FusionReport]:
     searched, notes = _prepared(graph)
     if searched is None:
         return graph, FusionReport(notes=notes)
@@ -66,19 +73,22 @@ def fuse(graph: Graph, ops: tuple[AttentionOp, ...] = ALL_OPS) -> tuple[Graph, F
     found: dict[ir.Node, Found] = {}
     missed: dict[ir.Node, Missed] = {}
     for op in ops:
-        for item in list(op.find(searched.model.graph)):
-            if isinstance(item, Miss):
-                missed.setdefault(item.anchor, Missed(op.name, _names(item.nodes, found), item.reason))
-            elif item.output.uses() or item.output.is_graph_output():  # else an earlier match has taken it
-                node = editor.replace(op, item)
-                names = _names(item.nodes, found)
-                for part in item.nodes:
-                    found.pop(part, None)
-                found[node] = Found(op.name, item.variant, node.name or "", names, item.facts)
-        common.RemoveUnusedNodesPass()(searched.model)
+        known = len(found)
+        try:
+            for item in list(op.find(searched.model.graph)):
+                if isinstance(item, Miss):
+                    missed.setdefault(item.anchor, Missed(op.name, _names(item.nodes, found), item.reason))
+                elif item.output.uses() or item.output.is_graph_output():  # else an earlier match has taken it
+                    node = editor.replace(op, item)
+                    names = _names(item.nodes, found)
+                    found[node] = Found(op.name, item.variant, node.name or "", names, item.facts)
+        except Exception as err:  # a fault in one op's search costs its fusions, never the build
+            notes = (*notes, f"the search for {op.name} failed ({type(err).__name__}: {one_line(err)}): report it")
+        if len(found) > known:
+            common.RemoveUnusedNodesPass()(searched.model)
     order = {node: place for place, node in enumerate(searched.model.graph)}
     report = FusionReport(
-        tuple(found[node] for node in sorted(found, key=lambda node: order[node])),
+        tuple(found[node] for node in order if node in found),  # not those that later matches took
         tuple(item for anchor, item in missed.items() if anchor in order),
         notes,
     )
@@ -98,10 +108,22 @@ def _prepared(graph: Graph) -> tuple[Graph | None, tuple[str, ...]]:
     except InputError as err:
         return None, (f"not searched for attention: {err}",)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.IdentityEliminationPass()(model)
+    drop_identities(model)
     common.NameFixPass()(model)
     settle_shapes(model)
     return Graph(model, graph.path, graph.source_sha256), ()
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking all of a large graph again and again while it is copied and searched."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Editor:
@@ -115,10 +137,31 @@ class _Editor:
         self.values = _Names((*made, *(value.name for value in main.inputs), *main.initializers))
 
     def replace(self, op: AttentionOp, match: Match) -> ir.Node:
-        """Insert the canonical node, and what brings its operands and result into layout, before the output's node."""
+        """Insert the canonical node, and what brings its operands and result into layout, before the output's node.
+
+        Whatever a match raises, it raises before anything is inserted.
+        """
         main, output, place = self.graph.model.graph, match.output, match.output.producer()
         assert place is not None
         tape = Tape()
+        try:
+            node, result = self._made(op, match, tape)
+            self._add_function(op, match.variant)
+        except Exception:
+            _discard(tape)
+            raise
+        for value in (*tape.constants, *(made.outputs[0] for made in tape.nodes)):
+            value.name = self.values.free(f"{node.name}/{value.name or 'value'}")
+        for value in tape.constants:
+            main.register_initializer(value)
+        main.insert_before(place, tape.nodes)
+        result.type, result.shape = output.type, output.shape
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        result.name, output.name = output.name, result.name
+        return node
+
+    def _made(self, op: AttentionOp, match: Match, tape: Tape) -> tuple[ir.Node, ir.Value]:
+        """The canonical node and the value that takes the output's place, on a tape."""
         node = ir.Node(
             DOMAIN,
             op.name,
@@ -129,23 +172,20 @@ class _Editor:
             metadata_props=dict(match.anchor.metadata_props),
         )
         tape.nodes.append(node)
-        result = match.finish(tape, node.outputs[0])
-        for value in (*tape.constants, *(made.outputs[0] for made in tape.nodes)):
-            value.name = self.values.free(f"{node.name}/{value.name or 'value'}")
-        for value in tape.constants:
-            main.register_initializer(value)
-        main.insert_before(place, tape.nodes)
-        result.type, result.shape = output.type, output.shape
-        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-        result.name, output.name = output.name, result.name
-        self._add_function(op, match.variant)
-        return node
+        return node, match.finish(tape, node.outputs[0])
 
     def _add_function(self, op: AttentionOp, variant: str) -> None:
         functions, key = self.graph.model.functions, (DOMAIN, op.name, variant)
         if key not in functions:
             header = f'<domain: "{DOMAIN}", opset_import: ["": {self.graph.opset}], overload: "{variant}">\n'
             functions[key] = ir.serde.deserialize_function(onnx.parser.parse_function(header + op.function(variant)))
+
+
+def _discard(tape: Tape) -> None:
+    """Let go of the values that nodes read which were made and will not be inserted."""
+    for node in tape.nodes:
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)
 
 
 class _Names:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.backends import BACKENDS
+from edgeattn.costs import flops_of
 from edgeattn.engine import Sidecar, read_sidecar, sidecar_path
 from edgeattn.fuse import Found, Missed, fuse
 from edgeattn.graph import Graph, load_graph
@@ -20,19 +21,25 @@ from edgeattn.tensors import TensorSpec, format_size
 
 @dataclass(frozen=True)
 class AttentionInfo:
-    """One attention: what it is, and what each backend will run it with, in float16 on TensorRT."""
+    """One attention: what it is, what each backend will run it with, and its share of the model's FLOPs, if known."""
 
     found: Found
     plans: Mapping[str, Plan]
+    share: float | None = None
 
     def __str__(self) -> str:
         facts = self.found.facts
         sizes = ", ".join(f"{name} {size}" for name, size in facts.sizes.items())
-        cost = f"; {facts.flops / 1e6:.3g} MFLOP" if facts.flops is not None else ""
-        return f"{self.found.op} {self.found.name} ({sizes}{cost})"
+        costs = [
+            "" if facts.flops is None else f"{facts.flops / 1e6:.3g} MFLOP",
+            "" if self.share is None else f"{self.share:.1%} of the model",
+            "" if facts.bytes_decomposed is None else f"moves {format_size(facts.bytes_decomposed)}",
+            "" if facts.bytes_fused is None else f"fused {format_size(facts.bytes_fused)}",
+        ]
+        return f"{self.found.op} {self.found.name} ({'; '.join(filter(None, (sizes, ', '.join(filter(None, costs)))))})"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `bytes` are of one sample, decomposed and fused."""
+        """Plain values; `flops` and `bytes` are of one sample, `share` is of the whole model's FLOPs, from 0 to 1."""
         found, facts = self.found, self.found.facts
         return {
             "op": found.op,
@@ -41,6 +48,7 @@ class AttentionInfo:
             "nodes": list(found.nodes),
             "shape": dict(facts.sizes),
             "flops": facts.flops,
+            "share": self.share,
             "bytes": {"decomposed": facts.bytes_decomposed, "fused": facts.bytes_fused},
             "plan": {backend: dataclasses.asdict(item) for backend, item in self.plans.items()},
         }
@@ -163,10 +171,15 @@ def inspect_file(path: str | Path, trust: bool = False) -> GraphInfo | EngineInf
 
 
 def attention_in(fused: Graph, found: Sequence[Found], precision: str) -> tuple[AttentionInfo, ...]:
-    """What runs each attention of a fused graph, per backend."""
+    """What runs each attention of a fused graph, per backend, and what it costs."""
     nodes = {node.name: node for node in fused.model.graph}
+    whole = flops_of(fused, {item.name: item.facts.flops for item in found})
     return tuple(
-        AttentionInfo(item, {backend: plan(nodes[item.name], backend, precision) for backend in BACKENDS})
+        AttentionInfo(
+            item,
+            {backend: plan(nodes[item.name], backend, precision) for backend in BACKENDS},
+            item.facts.flops / whole if whole and item.facts.flops is not None else None,
+        )
         for item in found
     )
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeattn.errors import UnsupportedError
 
 OLDEST = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 4)}
+RELEASES = {"tensorrt": ("10.0", "10.6", "10.9", "10.14", "10.15"), "tensorrt-rtx": ("1.4",)}  # that differ, in order
+NAMESPACE = "edgeattn"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Capabilities:
 
     Attributes:
         attention: the ONNX `Attention` operator is read, into layers that can be marked decomposable.
+        pads_heads: fused attention pads head sizes that are no multiple of 8.
         plugins: `IPluginV3` plugins can be part of a network.
         plugin_override: a plugin can be preferred to a model-local function of the same name.
         quick_plugins: plugins written in Python (`tensorrt.plugin`).
@@ -34,6 +38,7 @@ class Capabilities:
     """
 
     attention: bool
+    pads_heads: bool
     plugins: bool
     plugin_override: bool
     quick_plugins: bool
@@ -58,6 +63,7 @@ def capabilities(version: str, flavour: str) -> Capabilities:
     if flavour == "tensorrt-rtx":
         return Capabilities(
             attention=True,
+            pads_heads=True,
             plugins=False,
             plugin_override=True,
             quick_plugins=False,
@@ -72,6 +78,7 @@ def capabilities(version: str, flavour: str) -> Capabilities:
     levels = ("ampere_plus", "same_compute_capability") if release >= (10, 9) else ("ampere_plus",)
     return Capabilities(
         attention=release >= (10, 14),
+        pads_heads=release >= (10, 14),
         plugins=True,
         plugin_override=release >= (10, 15),
         quick_plugins=release >= (10, 6) and not broken_quick_plugins,
@@ -82,6 +89,34 @@ def capabilities(version: str, flavour: str) -> Capabilities:
         targets=False,
         cuda_graphs=False,
     )
+
+
+@dataclass(frozen=True)
+class PluginRoute:
+    """How a node becomes a plugin.
+
+    Attributes:
+        kind: `embedded` where the kernel's PTX is in the engine, which then runs anywhere; `library` where the plugin
+            comes from a shared library that has to be loaded with the engine.
+        attributes: what the node has to carry for the parser to find the plugin.
+        keeps_function: the model may keep the node's function body, since the parser prefers a plugin whose namespace
+            the node names; otherwise a body that is there wins, and has to be removed. The parser's flag
+            `ENABLE_PLUGIN_OVERRIDE` is then not needed: it is for nodes that name none.
+    """
+
+    kind: str
+    attributes: Mapping[str, str | int]
+    keeps_function: bool
+
+
+def plugin_route(can: Capabilities) -> PluginRoute | None:
+    """The best way that a version has to run a plugin, None where it has none."""
+    if not can.plugins:
+        return None
+    found = {"plugin_namespace": NAMESPACE, "plugin_version": "1"}
+    if can.aot_plugins:
+        return PluginRoute("embedded", {**found, "aot": 1}, can.plugin_override)
+    return PluginRoute("library", found, can.plugin_override)
 
 
 def probe(trt: Any, flavour: str) -> Capabilities:
