@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from edgeattn.errors import GateError, UnsupportedError, UsageError
 from edgeattn.fuse import Missed, fuse
 from edgeattn.graph import Graph, dtype_name, load_graph, with_profile
 from edgeattn.inspect import AttentionInfo, attention_in
-from edgeattn.lowering import to_backend
+from edgeattn.lowering import Plan, to_backend
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.fp16 import lower
-from edgeattn.reports.text import table
+from edgeattn.reports.text import number, table
 from edgeattn.tensors import DTYPES, format_shape, format_size, resolve_profile
 
 LOW_PRECISIONS = ("float16", "bfloat16")
@@ -100,7 +100,9 @@ class BuildReport:
             *(("note", note) for note in (*self.plan.notes, *precision.notes)),
             ("check", _verdict(self.parity) if self.parity else f"not run: {self.unchecked}"),
         ]
-        return table(rows)
+        found = [(row["candidate"], number(row["ms"]), row["verdict"]) for row in self.sidecar.search]
+        searched = table(found, ("candidate", "ms", "verdict"), "lr") if found else ""
+        return "\n\n".join(filter(None, (table(rows), searched)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the sidecar as written, the notes, seconds by phase."""
@@ -140,7 +142,7 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
         )
     with _timed(seconds, "fuse"):
         fused, found = fuse(graph)
-        typed = with_profile(to_backend(fused, name), profile)
+        typed = with_profile(to_backend(fused, name, config.forms), profile)
         notes = (*_unused(config, name), *found.notes)
     with _timed(seconds, "type"):
         if config.precision in LOW_PRECISIONS:
@@ -150,7 +152,9 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
         reasons = backend_named(name).unsupported(typed)
         if reasons:
             raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)
-    attention = attention_in(fused, found.found, config.precision)
+    attention = tuple(
+        _with_form(item, name, config.forms) for item in attention_in(fused, found.found, config.precision)
+    )
     return BuildPlan(graph, typed, name, why, config, attention, found.missed, notes, seconds)
 
 
@@ -202,6 +206,12 @@ def build_engine(
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
 
 
+def _with_form(item: AttentionInfo, backend: str, forms: Mapping[str, str]) -> AttentionInfo:
+    """What is said of an attention once its form was chosen."""
+    form = forms.get(item.found.name)
+    return dataclasses.replace(item, plans={**item.plans, backend: Plan(form, "as chosen")}) if form else item
+
+
 def _unused(config: BuildConfig, backend: str) -> tuple[str, ...]:
     """What was asked for that only TensorRT has, in words; empty where it builds."""
     if backend.startswith("tensorrt"):
@@ -235,15 +245,16 @@ def _described(engine: Engine, plan: BuildPlan, output: Path) -> Engine:
         engine.sidecar,
         graph={"path": str(source.path or ""), "name": source.model.graph.name or "", "sha256": source.sha256},
         config={**settings, **engine.sidecar.config},
-        rebuild=_rebuild_command(plan, output),
+        rebuild=rebuild_command(plan, output, ["--backend", plan.backend]),
         edgeattn_version=__version__,
     )
     return dataclasses.replace(engine, sidecar=sidecar)
 
 
-def _rebuild_command(plan: BuildPlan, output: Path) -> str:
+def rebuild_command(plan: BuildPlan, output: Path, choice: Sequence[str]) -> str:
+    """The command line that does a build again; `choice` says how its backend is chosen."""
     config, source = plan.config, plan.source
-    words = ["edgeattn", "build", str(source.path or "MODEL.onnx"), "-o", str(output), "--backend", plan.backend]
+    words = ["edgeattn", "build", str(source.path or "MODEL.onnx"), "-o", str(output), *choice]
     if config.precision in LOW_PRECISIONS:
         words.append(f"--{SHORT_NAMES[config.precision]}")
     for flag, bound in (("--min-shapes", "min"), ("--opt-shapes", "opt"), ("--max-shapes", "max")):

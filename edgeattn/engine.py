@@ -60,6 +60,7 @@ class Sidecar:
     rebuild: str = ""  # the command that builds it again
     verified: Mapping[str, Any] | None = None  # the check after the build, None where it could not run
     edgeattn_version: str = ""
+    search: tuple[Mapping[str, Any], ...] = ()  # what `--best` measured it against, itself among them
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
             raise ValueError(f"the inputs have no profile, or one too many: {', '.join(values['profile'])}")
         values["precision"] = _precision_from_json(record["precision"])
         values["targets"] = _items(str, record["targets"], "targets")
+        values["search"] = _items(dict, record.get("search", []), "search")
         if not 0 <= values.get("plan_bytes", 0) < 2**63:
             raise ValueError(f"plan_bytes is {quote(values['plan_bytes'])}")
         return Sidecar(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ def dtype_named(name: str) -> DType:
     raise UsageError(f"unknown dtype {name!r}; known: {', '.join(row.name for row in DTYPES)}")
 
 
+@functools.cache  # asked for every input of every run
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a name in the table; bfloat16 and float8 come from ml_dtypes."""
     import numpy as np
@@ -126,8 +128,9 @@ class ShapeRange:
         return self.min == self.max
 
     def contains(self, shape: Sequence[int]) -> bool:
-        return len(shape) == len(self.min) and all(
-            low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True)
+        return shape == self.opt or (  # what is fed most often, and cheap to see
+            len(shape) == len(self.min)
+            and all(low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True))
         )
 
     def __str__(self) -> str:
@@ -283,24 +286,25 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
     import numpy as np
 
     names = [spec.name for spec in inputs]
-    for name in feeds:
-        if name not in names:
-            raise InputError(f"unknown input {name!r}; expected {', '.join(names)}")
+    if feeds.keys() != set(names):
+        for name in feeds:
+            if name not in names:
+                raise InputError(f"unknown input {name!r}; expected {', '.join(names)}")
+        lacking = next(name for name in names if name not in feeds)
+        raise InputError(f"missing input {lacking!r}; got {', '.join(feeds) or 'none'}")
     checked = {}
-    for spec in inputs:
-        if spec.name not in feeds:
-            raise InputError(f"missing input {spec.name!r}; got {', '.join(feeds) or 'none'}")
+    for name, spec in zip(names, inputs, strict=True):
         try:
-            array = np.asarray(feeds[spec.name])
+            array = np.asarray(feeds[name])
         except (ValueError, TypeError, RuntimeError) as err:  # ragged lists, tensors that cannot be numpy's
-            raise InputError(f"input {spec.name!r} is no array: {one_line(err)}") from err
-        spread = profile.get(spec.name)
+            raise InputError(f"input {name!r} is no array: {one_line(err)}") from err
+        spread = profile.get(name)
         if array.dtype != numpy_dtype(spec.dtype):
-            raise InputError(f"input {spec.name!r}: expected {spec.dtype}, got {array.dtype}; convert it with astype")
+            raise InputError(f"input {name!r}: expected {spec.dtype}, got {array.dtype}; convert it with astype")
         if not (spread.contains(array.shape) if spread else _admits(spec, array.shape)):
             expected = str(spread) if spread else format_shape(spec.shape)
-            raise InputError(f"input {spec.name!r}: expected shape {expected}, got {format_shape(array.shape)}")
-        checked[spec.name] = np.ascontiguousarray(array).reshape(array.shape)  # it would make a scalar 1-D
+            raise InputError(f"input {name!r}: expected shape {expected}, got {format_shape(array.shape)}")
+        checked[name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     return checked
 
 

@@ -41,6 +41,15 @@ def test_build_ends_with_a_verdict_and_writes_two_files(model: Path, capsys: pyt
     assert {path.name for path in Path().iterdir()} == {"model.onnx", "model.engine", "model.engine.json"}
 
 
+def test_the_best_is_chosen_before_everybodys_eyes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(model), "--best", "--backend", "onnxruntime"]) == 0
+    assert "chosen: the next takes" in capsys.readouterr().out
+    assert main(["build", str(model), "--best", "--backend", "onnxruntime", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sidecar"]["search"]
+    assert [row["ms"] > 0 for row in rows] == [True, True]
+    assert json.loads(Path("model.engine.json").read_text())["search"] == rows
+
+
 def test_json_stands_alone_on_stdout_wherever_the_flag_is(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--json", str(model), "--backend", "onnxruntime"]) == 0
     assert json.loads(capsys.readouterr().out)["sidecar"]["backend"] == "onnxruntime"
@@ -77,6 +86,8 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["build", "model.onnx", "--json", "model.engine.json"], 2, "would overwrite"),
         (["build", "model.onnx", "--precision", "int8"], 2, "known: fp32, fp16, bf16"),
         (["build", "model.onnx", "--backend", "openvino", "--target", "sm_87"], 4, "not for sm_87"),
+        (["build", "model.onnx", "--best", "--target", "sm_87"], 2, "leave targets"),
+        (["build", "model.onnx", "--best", "--dry-run"], 2, "leave --dry-run out"),
         (["build", "model.onnx", "--shapes", "x:1x7x8", "--max-shapes", "x:2x7x8"], 2, "--shapes is"),
         (["build", "model.onnx", "--max-shapes", "x:99999999999x7x8"], 2, "at most 2147483647 elements"),
         (["inspect", "."], 5, "it is a folder"),
@@ -111,6 +122,7 @@ def test_bad_input_gets_one_line_and_its_exit_code(
         ["nonsense"],
         ["build", "m.onnx", "--workspace", "2"],
         ["build", "m", "--fp"],
+        ["build", "m.onnx", "--best", "--fp16"],
         ["run", "m.engine", "--input", "x.npz", "--top", "-1"],
         ["parity", "m.engine", "--against", "m.onnx", "--random", "--seed", "-1"],
         ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--limit", "0"],

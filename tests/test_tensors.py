@@ -209,6 +209,11 @@ def test_feeds_come_back_contiguous_and_equal() -> None:
     np.testing.assert_array_equal(checked, feed)
 
 
+def test_feeds_that_fit_are_not_copied() -> None:
+    feed = np.zeros((2, 8), np.int64)
+    assert check_feeds([TOKENS], PROFILE, {"tokens": feed})["tokens"] is feed
+
+
 def test_scalar_stays_a_scalar() -> None:
     feeds = check_feeds([TensorSpec("s", "float32", ())], {}, {"s": np.float32(3)})  # type: ignore[dict-item]
     assert feeds["s"].shape == ()

@@ -35,6 +35,7 @@ class BuildConfig:
         opt_level: TensorRT's builder optimisation level, 0 to 5.
         version_compatible: the plan also loads in later minor versions of TensorRT.
         hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
+        forms: by the name of an attention, the form to run it in instead of the planned one; see `lowering.forms`.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
         progress: called with a phase and its fraction, None where that cannot be known.
     """
@@ -52,6 +53,7 @@ class BuildConfig:
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     tf32: bool = False
+    forms: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str, float | None], None] = field(default=silent, compare=False)
 
 

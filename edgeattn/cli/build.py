@@ -33,9 +33,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _precision_options(group: argparse._ArgumentGroup) -> None:
     kinds = group.add_mutually_exclusive_group()
-    kinds.add_argument("--precision", metavar="P", help="fp32, fp16 or bf16")
+    kinds.add_argument("--precision", metavar="P", help="fp32, fp16, bf16 or best")
     for name in ("fp32", "fp16", "bf16"):
         kinds.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"--precision {name}")
+    kinds.add_argument(
+        "--best",
+        dest="precision",
+        action="store_const",
+        const="best",
+        help="as the model is, by the backend and in the form that are measured fastest here",
+    )
     group.add_argument(
         "--no-keep-io-types", action="store_true", help="inputs and outputs take the low precision as well"
     )
@@ -78,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
     from edgeattn.backends.base import BuildConfig
     from edgeattn.build import SHORT_NAMES, build_engine, plan_build
     from edgeattn.engine import sidecar_path
+    from edgeattn.search import build_best
 
+    best = args.precision == "best"
+    if best and args.dry_run:
+        raise UsageError("--best is not known before it is measured: leave --dry-run out, or name a backend")
     if args.shapes and (args.min_shapes or args.opt_shapes or args.max_shapes):
         raise UsageError("--shapes is min, opt and max in one; give it alone, or the three without it")
     output = args.output or args.model.parent / f"{args.model.stem}.engine"
@@ -86,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     long_names = {short: name for name, short in SHORT_NAMES.items()}
     with shown(args.quiet) as progress:
         config = BuildConfig(
-            precision=long_names.get(args.precision, args.precision or ""),
+            precision="" if best else long_names.get(args.precision, args.precision or ""),
             min_shapes=args.min_shapes,
             opt_shapes=args.shapes or args.opt_shapes,
             max_shapes=args.max_shapes,
@@ -103,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(plan_build(args.model, config, args.backend))
             return 0
-        report = build_engine(args.model, output, config, args.backend, check=not args.no_check)
+        build = build_best if best else build_engine
+        report = build(args.model, output, config, args.backend, check=not args.no_check)
     emit(report, args.json)
     if args.verbose:
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import compose
+
+from edgeattn import profile, search
+from edgeattn.backends import backend_named, open_session
+from edgeattn.backends.base import BuildConfig, Session
+from edgeattn.engine import Engine, read_sidecar
+from edgeattn.errors import BuildError, InferenceError, UsageError
+from edgeattn.graph import Graph, save_graph
+from edgeattn.lowering import BODY, FLASH
+from edgeattn.search import build_best, candidates, fastest
+from edgeattn.tensors import random_feeds
+from tests.graphs import Array, self_attention
+
+CPU_BACKENDS = ("openvino", "onnxruntime")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(search, "ROUNDS", 5)
+    monkeypatch.setattr(search, "ROUND_S", 0.0)
+    monkeypatch.setattr(profile, "TURN_S", 0.0)
+    save_graph(self_attention().graph, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def two_attentions() -> Graph:
+    """Attention over 5 tokens and, apart from it, over 9."""
+    first, second = (
+        compose.add_prefix(self_attention(batch=1, tokens=tokens).graph.proto(), prefix)
+        for tokens, prefix in ((5, "a_"), (9, "b_"))
+    )
+    return Graph(ir.from_proto(compose.merge_models(first, second, io_map=[])))
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, backend: str, delay_s: Callable[[Engine], float]) -> None:
+    """Let every run of a backend's engine take longer."""
+    module = backend_named(backend)
+    load = module.load
+
+    def slow(engine: Engine) -> Session:
+        session = load(engine)
+        infer, wait = session.infer, delay_s(engine)
+
+        def late(feeds: dict[str, Array]) -> dict[str, Array]:
+            time.sleep(wait)
+            return infer(feeds)
+
+        return dataclasses.replace(session, infer=late)
+
+    monkeypatch.setattr(module, "load", slow)
+
+
+@pytest.mark.parametrize("slow", CPU_BACKENDS)
+def test_the_backend_that_is_faster_here_is_published(model: Path, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch, slow, lambda engine: 0.02)
+    output = model.with_suffix(".engine")
+    report = build_best(model, output)
+    (other,) = set(CPU_BACKENDS) - {slow}
+    sidecar = read_sidecar(output)
+    assert sidecar.backend == report.sidecar.backend == other
+    assert sidecar.verified
+    assert sidecar.rebuild.startswith(f"edgeattn build {model} -o {output} --best --min-shapes")
+    rows = {row["candidate"]: row for row in sidecar.search}
+    assert list(rows) == ["openvino", "onnxruntime", f"onnxruntime, {FLASH} for SoftmaxAttention"]
+    assert rows[slow]["ms"] > 20
+    assert "times the chosen" in rows[slow]["verdict"]
+    assert [row["candidate"] for row in rows.values() if row["verdict"].startswith("chosen: the next")] == [
+        name for name in rows if name.startswith(other) and rows[name]["forms"] == report.plan.config.forms
+    ]
+    for row in rows.values():
+        assert row["candidate"] in str(report)
+    with open_session(output) as session:
+        feeds = random_feeds(session.inputs, {"x": (3, 7, 8)}, seed=1)
+        np.testing.assert_allclose(session.run(feeds)["y"], self_attention().compute(feeds)["y"], atol=1e-3)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.engine", "model.engine.json", "model.onnx"]
+
+
+def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def per_softmax(engine: Engine) -> float:
+        operators = [node.op_type for node in onnx.load_from_string(engine.plan).graph.node]
+        return 0.02 * operators.count("Softmax")
+
+    slowed(monkeypatch, "onnxruntime", per_softmax)
+    report = build_best(two_attentions(), model.with_suffix(".engine"), backend="onnxruntime")
+    assert report.plan.config.forms
+    assert set(report.plan.config.forms.values()) == {FLASH}
+    assert report.sidecar.rebuild.partition(" -o ")[2].split()[1:4] == ["--best", "--backend", "onnxruntime"]
+    planned, *alone, together = (row["candidate"] for row in report.sidecar.search)
+    assert planned == "onnxruntime"
+    assert len(set(alone)) == 2
+    assert together == f"{alone[0]} and 1 more"
+
+
+def test_equal_attentions_change_their_form_together() -> None:
+    assert [way.forms for way in candidates(self_attention().graph, "openvino")] == [{}]
+    planned, other = candidates(self_attention(tokens=2048).graph, "onnxruntime")
+    assert not planned.forms
+    assert list(other.forms.values()) == [BODY]
+    ways = candidates(two_attentions(), "onnxruntime")
+    assert [list(way.forms.values()) for way in ways] == [[], [FLASH], [FLASH]]
+    assert len({name for way in ways for name in way.forms}) == 2
+
+
+def test_a_candidate_that_fails_is_named_and_passed_over(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = backend_named("openvino").build
+    wrong = self_attention(seed=1).graph
+    monkeypatch.setattr(backend_named("openvino"), "build", lambda graph, config: honest(wrong, config))
+    report = build_best(model, model.with_suffix(".engine"))
+    first, *others = report.sidecar.search
+    assert report.sidecar.backend == "onnxruntime"
+    assert (first["candidate"], first["ms"]) == ("openvino", None)
+    assert first["verdict"].startswith("failed: the engine does not say what the graph says")
+    assert all(row["ms"] > 0 for row in others)
+
+
+def test_where_every_candidate_fails_the_old_engine_stays(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = model.with_suffix(".engine")
+    build_best(model, output, backend="onnxruntime")
+    before = {path: path.read_bytes() for path in model.parent.iterdir()}
+
+    def broken(graph: Graph, config: BuildConfig) -> Engine:
+        raise BuildError(f"no {config.precision} today")
+
+    for backend in CPU_BACKENDS:
+        monkeypatch.setattr(backend_named(backend), "build", broken)
+    with pytest.raises(BuildError, match="no float32 today"):
+        build_best(model, output)
+    assert {path: path.read_bytes() for path in model.parent.iterdir()} == before
+
+
+def test_an_engine_that_does_not_run_is_passed_over_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: Engine) -> Session:
+        raise InferenceError("out of memory")
+
+    monkeypatch.setattr(backend_named("openvino"), "load", broken)
+    report = build_best(model, model.with_suffix(".engine"), check=False)
+    assert report.sidecar.search[0]["verdict"] == "failed: out of memory"
+    assert report.sidecar.backend == "onnxruntime"
+
+
+def test_lengths_that_vary_are_searched_at_the_optimal_ones(model: Path) -> None:
+    case = self_attention(tokens="n")
+    config = BuildConfig(min_shapes={"x": (1, 1, 8)}, opt_shapes={"x": (1, 40, 8)}, max_shapes={"x": (3, 90, 8)})
+    report = build_best(case.graph, model.with_suffix(".engine"), config, "onnxruntime")
+    assert [list(row["forms"].values()) for row in report.sidecar.search] == [[], [FLASH]]
+    assert all(row["ms"] for row in report.sidecar.search)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [(BuildConfig(precision="float16"), "leave float16 out"), (BuildConfig(targets=("sm_87",)), "leave targets and")],
+)
+def test_what_is_not_searched_is_refused(model: Path, config: BuildConfig, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        build_best(model, model.with_suffix(".engine"), config)
+
+
+def test_shapes_that_the_graph_does_not_admit_are_said_at_once(model: Path) -> None:
+    with pytest.raises(UsageError, match="does not admit"):
+        build_best(model, model.with_suffix(".engine"), BuildConfig(opt_shapes={"x": (1, 9, 9)}))
+
+
+def rounds(noise: float) -> st.SearchStrategy[tuple[float, ...]]:
+    return st.tuples(*[st.floats(1 - noise, 1 + noise)] * 11)
+
+
+@given(rounds(0.004), rounds(0.004))
+def test_the_first_stays_within_the_noise(first: tuple[float, ...], second: tuple[float, ...]) -> None:
+    assert fastest({"first": first, "same": second}) == "first"
+
+
+@given(rounds(0.04), rounds(0.04))
+def test_what_is_faster_beyond_the_noise_is_taken(slow: tuple[float, ...], fast: tuple[float, ...]) -> None:
+    times = {"slow": tuple(1.1 * value for value in slow), "fast": fast, "slower": tuple(1.3 * value for value in slow)}
+    assert fastest(times) == "fast"
+
+
+def test_a_gain_in_few_rounds_is_noise() -> None:
+    steady = (1.0,) * 11
+    assert fastest({"first": steady, "lucky": (0.5,) * 8 + (1.2,) * 3}) == "first"
+    assert fastest({"first": steady, "faster": (0.9,) * 9 + (1.2,) * 2}) == "faster"
+    assert fastest({"first": steady, "barely": (0.995,) * 11}) == "first"
