@@ -5,20 +5,33 @@ Training, calibration, parity and deployment all read through here, so their pre
 
 from __future__ import annotations
 
-import csv
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from edgeattn.errors import InputError, UsageError, one_line, quote
-from edgeattn.images import IMAGE_SUFFIXES, Recipe, default_recipe, load_recipe, preprocess, read_image
+from edgeattn.errors import InputError, UsageError, one_line
+from edgeattn.folders import Boxes, Said, find_samples
+from edgeattn.images import (
+    IMAGE_SUFFIXES,
+    Recipe,
+    default_recipe,
+    load_recipe,
+    place_boxes,
+    preprocess,
+    read_image,
+    read_mask,
+    upright_size,
+)
+from edgeattn.metrics.base import Label
 from edgeattn.tensors import TensorSpec, check_feeds, format_size, numpy_dtype
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from edgeattn.tensors import Array, Feeds, Shape
 
 __all__ = [
@@ -37,14 +50,20 @@ __all__ = [
 MAX_NPZ_BYTES = 4 << 30
 MAX_BAD = 0.01  # of the files, or one
 
+_Reader: TypeAlias = Callable[[Path, Said], tuple["Feeds", Label | None]]
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample: `feeds` by input name, each with a first axis of 1; `name` is its path inside the folder."""
+    """One sample: `feeds` by input name, each with a first axis of 1; `name` is its path inside the folder.
+
+    `label` is a class, a mask of classes (H, W) with -1 where it says nothing, or boxes (K, 5: x1, y1, x2, y2, class)
+    of floats, in pixels of the prepared image, with class `-1 - c` for a crowd of class c.
+    """
 
     name: str
     feeds: Feeds
-    label: int | None = None
+    label: Label | None = None
 
 
 @dataclass(eq=False)
@@ -56,8 +75,8 @@ class Dataset:
     """
 
     folder: Path
-    files: Sequence[tuple[Path, int | None]]
-    read: Callable[[Path], tuple[Feeds, int | None]] = field(repr=False)
+    files: Sequence[tuple[Path, Said]]
+    read: _Reader = field(repr=False)
     bad: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -70,13 +89,13 @@ class Dataset:
             InputError: at the end, when more than 1 % of the files (and more than one) or all are bad.
         """
         self.bad.clear()
-        for path, label in self.files:
+        for path, said in self.files:
             try:
-                feeds, own_label = self.read(path)
+                feeds, label = self.read(path, said)
             except InputError as err:
                 self.bad.append(str(err))
                 continue
-            yield Sample(path.relative_to(self.folder).as_posix(), feeds, label if own_label is None else own_label)
+            yield Sample(path.relative_to(self.folder).as_posix(), feeds, label)
         if len(self) == len(self.bad) == 1:
             raise InputError(self.bad[0])
         if len(self.bad) > max(1, MAX_BAD * len(self)) or len(self.bad) == len(self):
@@ -86,23 +105,31 @@ class Dataset:
             )
 
 
-def open_data(folder: str | Path, inputs: Sequence[TensorSpec], recipe: Recipe | None = None) -> Dataset:
+def open_data(
+    folder: str | Path,
+    inputs: Sequence[TensorSpec],
+    recipe: Recipe | None = None,
+    *,
+    prefer: Literal["masks", "boxes"] = "masks",
+) -> Dataset:
     """Open a folder of samples for a model with these inputs; a single file is a folder of one.
 
     The folder holds images or `.npz` files (arrays by input name, each with a first axis of 1, and maybe `label`),
     either all in it, or in one subfolder per class, or in any place that its `labels.csv` (`file,label`) names.
     Classes are numbered by their sorted names, but names that are all whole numbers are themselves the numbers.
-    Without a recipe, images follow `default_recipe`.
+    Or it holds `images/` beside `masks/` (or `labels/`), where an image of the same name has the class of each pixel,
+    or beside `annotations.json` (COCO instances), which names images and boxes; categories are numbered in the order
+    of their ids. Of a folder with both, `prefer` says which. Without a recipe, images follow `default_recipe`.
 
     Raises:
         InputError: nothing usable is there, images and arrays are mixed, or the recipe does not fit the input.
         UsageError: images for a model with several inputs, a recipe for arrays, or no recipe where one is needed.
     """
     folder = Path(folder)
-    files = _find(folder)
-    if not files:
+    found = find_samples(folder, prefer)
+    if not found:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .npz files")
-    kinds = {path.suffix.lower() == ".npz" for path, _ in files}
+    kinds = {path.suffix.lower() == ".npz" for path, _ in found}
     if len(kinds) > 1:
         raise InputError(f"{folder} holds both images and .npz files; keep one kind")
     singles = [_single(spec) for spec in inputs]
@@ -112,7 +139,7 @@ def open_data(folder: str | Path, inputs: Sequence[TensorSpec], recipe: Recipe |
         read = _npz_reader(singles)
     else:
         raise UsageError(f"{folder} holds .npz files, which are fed as they are; leave the recipe out")
-    return Dataset(folder if folder.is_dir() else folder.parent, files, read)
+    return Dataset(folder if folder.is_dir() else folder.parent, found, read)
 
 
 def _single(spec: TensorSpec) -> TensorSpec:
@@ -121,7 +148,7 @@ def _single(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, spec.shape and (1, *spec.shape[1:]))
 
 
-def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> Callable[[Path], tuple[Feeds, int | None]]:
+def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> _Reader:
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"an image cannot feed {len(inputs)} inputs ({names}); give .npz files with one array each")
@@ -133,19 +160,32 @@ def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> Callab
     except InputError as err:
         raise InputError(f"the recipe does not fit the model: {err}") from err
 
-    def read(path: Path) -> tuple[Feeds, int | None]:
-        x = preprocess(read_image(path), chosen)[None]
+    def read(path: Path, said: Said) -> tuple[Feeds, Label | None]:
+        image = read_image(path)
+        x = preprocess(image, chosen)[None]
         if np.issubdtype(dtype, np.integer):
             x = np.clip(np.rint(x), np.iinfo(dtype).min, np.iinfo(dtype).max)
-        return {spec.name: x.astype(dtype)}, None
+        return {spec.name: x.astype(dtype)}, _fitted(said, image, path, chosen)
 
     return read
 
 
-def _npz_reader(inputs: Sequence[TensorSpec]) -> Callable[[Path], tuple[Feeds, int | None]]:
+def _fitted(said: Said, image: Image, path: Path, recipe: Recipe) -> Label | None:
+    """What is said of an image, as a label of what the recipe makes of it."""
+    if not isinstance(said, Path | Boxes):
+        return said
+    size = upright_size(image)
+    if isinstance(said, Path):
+        return read_mask(said, size, recipe)
+    if said.size not in (None, size):
+        raise InputError(f"{path} has {size[0]}x{size[1]} pixels, its boxes are of {said.size[0]}x{said.size[1]}")
+    return place_boxes(said.rows, size, recipe)
+
+
+def _npz_reader(inputs: Sequence[TensorSpec]) -> _Reader:
     names = {spec.name for spec in inputs}
 
-    def read(path: Path) -> tuple[Feeds, int | None]:
+    def read(path: Path, said: Said) -> tuple[Feeds, Label | None]:
         arrays = read_npz(path)
         label = None if "label" in names else arrays.pop("label", None)
         try:
@@ -155,65 +195,24 @@ def _npz_reader(inputs: Sequence[TensorSpec]) -> Callable[[Path], tuple[Feeds, i
         for name, array in feeds.items():
             if not np.isfinite(array).all():
                 raise InputError(f"{path}: input {name!r} has values that are not finite")
-        if label is not None and (label.size != 1 or not np.issubdtype(label.dtype, np.integer)):
-            raise InputError(f"{path}: label is {label.dtype} of shape {label.shape}; expected one whole number")
-        return feeds, None if label is None else int(label.item())
+        if label is None:
+            return feeds, said if isinstance(said, int) else None
+        return feeds, _label(label, path)
 
     return read
 
 
-def _find(folder: Path) -> list[tuple[Path, int | None]]:
-    if folder.is_file():
-        return [(folder, None)] if _is_data(folder) else []
-    try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as err:
-        raise InputError(f"cannot read the data in {folder}: {err.strerror}") from err
-    if (table := folder / "labels.csv").is_file():
-        return _from_table(folder, table)
-    loose = [path for path in inside if _is_data(path)]
-    classes = {path.name: sorted(filter(_is_data, path.rglob("*"))) for path in inside if path.is_dir()}
-    if loose and any(classes.values()):
-        raise InputError(f"{folder} holds samples beside subfolders with samples; keep one or the other")
-    if loose or not any(classes.values()):
-        return [(path, None) for path in loose]
-    for name, paths in classes.items():
-        if not paths:
-            raise InputError(f"the class folder {folder / name} holds no samples; remove it or fill it")
-    numbers = _class_numbers(classes)
-    return [(path, numbers[name]) for name, paths in classes.items() for path in paths]
-
-
-def _is_data(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | {".npz"} and not path.name.startswith(".") and path.is_file()
-
-
-def _class_numbers(names: Iterable[str]) -> dict[str, int]:
-    distinct = sorted(set(names))
-    if all(name.isdecimal() for name in distinct):
-        return {name: int(name) for name in distinct}
-    return {name: number for number, name in enumerate(distinct)}
-
-
-def _from_table(folder: Path, table: Path) -> list[tuple[Path, int | None]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, ValueError, csv.Error) as err:
-        raise InputError(f"cannot read {table}: {one_line(err)}") from err
-    files: dict[Path, str] = {}
-    for number, row in enumerate(rows, start=2):
-        name, label = row.get("file"), row.get("label")
-        if not name or not label:
-            raise InputError(f"{table}, line {number}: expected the columns file,label, got {row}")
-        path = folder / name
-        inside = "\0" not in name and path.resolve().is_relative_to(folder.resolve())
-        if not inside or path.suffix.lower() not in IMAGE_SUFFIXES | {".npz"}:
-            raise InputError(f"{table}, line {number}: {quote(name)} is not an image or .npz file inside {folder}")
-        if files.setdefault(path, label.strip()) != label.strip():
-            raise InputError(f"{table}, line {number}: {name} has a second label, {label.strip()}; keep one")
-    numbers = _class_numbers(files.values())
-    return [(path, numbers[label]) for path, label in sorted(files.items())]
+def _label(label: Array, path: Path) -> Label:
+    """A label from a file: a whole number is a class, several are a mask or the like, floats (K, 5) are boxes."""
+    if label.ndim == 3 and len(label) == 1:
+        label = label[0]  # like the inputs, it has a first axis of 1
+    if label.dtype.kind in "iub":
+        return int(label.item()) if label.size == 1 else label.astype(np.int64)
+    if label.dtype.kind != "f" or label.shape[1:] != (5,) or not np.isfinite(label).all():
+        raise InputError(
+            f"{path}: label is {label.dtype} of shape {label.shape}; expected whole numbers, or finite boxes (K, 5)"
+        )
+    return label
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:
@@ -239,7 +238,7 @@ def read_npz(path: str | Path) -> dict[str, Array]:
 
 def batches(
     samples: Iterable[Sample], size: int
-) -> Iterator[tuple[tuple[str, ...], dict[str, Array], tuple[int, ...] | None]]:
+) -> Iterator[tuple[tuple[str, ...], dict[str, Array], tuple[Label, ...] | None]]:
     """Join samples to batches of (names, feeds, labels), in order; labels are None unless every sample has one.
 
     A batch is smaller than `size` at the end, and where the next sample has other shapes.
@@ -258,7 +257,7 @@ def _shapes(sample: Sample) -> dict[str, Shape]:
     return {name: array.shape for name, array in sample.feeds.items()}
 
 
-def _join(group: Sequence[Sample]) -> tuple[tuple[str, ...], dict[str, Array], tuple[int, ...] | None]:
+def _join(group: Sequence[Sample]) -> tuple[tuple[str, ...], dict[str, Array], tuple[Label, ...] | None]:
     feeds = {name: np.concatenate([sample.feeds[name] for sample in group]) for name in group[0].feeds}
     labels = tuple(sample.label for sample in group if sample.label is not None)
     return tuple(sample.name for sample in group), feeds, labels if len(labels) == len(group) else None

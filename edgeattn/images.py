@@ -53,7 +53,14 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "layout": _one_of("nchw", "nhwc"),
     "fill": ("a whole number from 0 to 255", lambda value: type(value) is int and 0 <= value <= 255),
+    "ignore": (
+        "a whole number from 0 to 65535",
+        lambda value: value is None or (type(value) is int and 0 <= value <= 65535),
+    ),
 }
+_TABLES = {"preprocess": [name for name in _FORMS if name != "ignore"], "labels": ["ignore"]}
+_ORIENTATION = 0x0112  # EXIF's tag
+IGNORED = -1  # the class of a pixel that counts nowhere
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Recipe:
 
     `size` is (H, W). `resize` is "stretch" (sides apart), "crop" (cover, cut the middle out) or "letterbox" (fit
     inside, `fill` around). `interpolation` is Pillow's, which smooths when it shrinks. `mean` and `std` have one
-    number per channel, in the order of `color`, or none.
+    number per channel, in the order of `color`, or none. Masks and boxes take the same way as their image; `ignore` is
+    the class that a mask has where it says nothing.
 
     Raises:
         InputError: a value is not of its form, or `mean` or `std` do not fit the channels.
@@ -77,6 +85,7 @@ class Recipe:
     std: tuple[float, ...] = ()
     layout: str = "nchw"
     fill: int = 114
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         for name, (form, holds) in _FORMS.items():
@@ -104,22 +113,31 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from the table `[preprocess]` of a TOML file; the keys are the fields of `Recipe`.
+    """Read a recipe from the tables `[preprocess]` and `[labels]` (`ignore`) of a TOML file: the fields of `Recipe`.
 
     Raises:
         InputError: the file cannot be read, or a table, key or value is not one of a recipe.
     """
     document = files.read_toml(Path(path))
-    _refuse_unknown(document, ["preprocess"], f"{path}: table")
-    table = document.get("preprocess")
-    if not isinstance(table, dict) or "size" not in table:
+    _refuse_unknown(document, list(_TABLES), f"{path}: table")
+    if "size" not in _table(document, "preprocess", path):
         raise InputError(f"{path} has no [preprocess] table with a size; expected at least: size = [H, W]")
-    _refuse_unknown(table, list(_FORMS), f"{path}: key")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    values: dict[str, Any] = {}
+    for name, keys in _TABLES.items():
+        table = _table(document, name, path)
+        _refuse_unknown(table, keys, f"{path}: key")
+        values |= {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     try:
         return Recipe(**values)
     except InputError as err:
         raise InputError(f"{path}: {err}") from err
+
+
+def _table(document: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{path} has no [{name}] table, but a value of that name; expected [{name}] on its own line")
+    return table
 
 
 def _refuse_unknown(found: dict[str, Any], known: list[str], what: str) -> None:
@@ -188,7 +206,8 @@ def preprocess(image: Image, recipe: Recipe) -> Array:
         upright = ImageOps.exif_transpose(image)
     except Exception as err:  # as in read_image: the bytes are foreign
         raise InputError(f"cannot read the EXIF data of {_name(image)}: {one_line(err)}") from err
-    resized = _resize(_eight_bit(upright, "L" if recipe.color == "gray" else "RGB", _name(image)), recipe)
+    pixels = _eight_bit(upright, "L" if recipe.color == "gray" else "RGB", _name(image))
+    resized = _resize(pixels, recipe, recipe.interpolation, recipe.fill)
     x: Array = np.asarray(resized, np.float32).reshape(*recipe.size, recipe.channels)
     if recipe.color == "bgr":
         x = x[..., ::-1]
@@ -224,21 +243,84 @@ def _eight_bit(image: Image, mode: str, name: str) -> Image:
         raise InputError(f"{name}: no conversion from {image.mode} to {mode}; convert it to RGB") from err
 
 
-def _resize(image: Image, recipe: Recipe) -> Image:
-    import PIL.Image
-    from PIL import ImageOps
+@dataclass(frozen=True)
+class _Placement:
+    """Where a picture goes: its region `box` (left, top, right, bottom) fills `size` (W, H) at `corner` (X, Y)."""
 
-    method = PIL.Image.Resampling[recipe.interpolation.upper()]
-    height, width = recipe.size
-    if recipe.resize == "stretch":
-        return image.resize((width, height), method)
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def _placement(width: int, height: int, recipe: Recipe) -> _Placement:
+    """Where a picture of this size goes; "crop" cuts as Pillow's `ImageOps.fit` does."""
+    bottom, right = recipe.size
+    whole = (0.0, 0.0, float(width), float(height))
+    if recipe.resize == "letterbox":
+        ratio = min(bottom / height, right / width)
+        inner = max(1, round(width * ratio)), max(1, round(height * ratio))
+        return _Placement(whole, inner, ((right - inner[0]) // 2, (bottom - inner[1]) // 2))
     if recipe.resize == "crop":
-        return ImageOps.fit(image, (width, height), method)
-    ratio = min(height / image.height, width / image.width)
-    inner = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    canvas = PIL.Image.new(image.mode, (width, height), (recipe.fill,) * len(image.getbands()))
-    canvas.paste(image.resize(inner, method), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        ratio = right / bottom
+        across, down = min(width, ratio * height), min(height, width / ratio)
+        left, top = (width - across) * 0.5, (height - down) * 0.5
+        whole = (left, top, left + across, top + down)
+    return _Placement(whole, (right, bottom), (0, 0))
+
+
+def _resize(image: Image, recipe: Recipe, interpolation: str, fill: int) -> Image:
+    import PIL.Image
+
+    place = _placement(image.width, image.height, recipe)
+    resized = image.resize(place.size, PIL.Image.Resampling[interpolation.upper()], place.box)
+    canvas = PIL.Image.new(image.mode, recipe.size[::-1], (fill,) * len(image.getbands()))
+    canvas.paste(resized, place.corner)
     return canvas
+
+
+def read_mask(path: str | Path, size: tuple[int, int], recipe: Recipe) -> Array:
+    """Read the mask (h, w) of an image of `size` (w, h), and take it the recipe's way to (H, W), by nearest neighbours.
+
+    Returns:
+        int32: the class of each pixel, -1 where it is `recipe.ignore` and beside the picture in a letterbox.
+
+    Raises:
+        InputError: it cannot be read, has colours instead of classes, or another size than its image.
+    """
+    import PIL.Image
+
+    mask = read_image(path)
+    if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
+        raise InputError(f"{path} is a mask with pixels of kind {mask.mode}; expected one whole number, the class")
+    if mask.size != size:
+        raise InputError(f"{path} is a mask of {mask.size[0]}x{mask.size[1]} pixels, its image has {size[0]}x{size[1]}")
+    classes = np.asarray(mask).astype(np.int32)
+    if recipe.ignore is not None:
+        classes[classes == recipe.ignore] = IGNORED
+    placed = _resize(PIL.Image.fromarray(classes), recipe, "nearest", IGNORED)
+    return np.array(placed, np.int32)
+
+
+def place_boxes(boxes: Array, size: tuple[int, int], recipe: Recipe) -> Array:
+    """Take boxes (K, 5: x1, y1, x2, y2, class) on an image of `size` (w, h) the recipe's way; float32.
+
+    They are cut at the edge of what a crop leaves, and those of which nothing is left are gone.
+    """
+    place = _placement(*size, recipe)
+    left, top, right, bottom = place.box
+    scale = np.array([place.size[0] / (right - left), place.size[1] / (bottom - top)])
+    corner = np.array(place.corner)
+    moved = np.array(boxes, np.float64).reshape(-1, 5)
+    for pair in (slice(0, 2), slice(2, 4)):
+        moved[:, pair] = np.clip((moved[:, pair] - (left, top)) * scale, 0, place.size) + corner
+    kept: Array = moved[(moved[:, 2:4] > moved[:, :2]).all(1)].astype(np.float32)
+    return kept
+
+
+def upright_size(image: Image) -> tuple[int, int]:
+    """(w, h) of an image as `preprocess` sees it, turned as its EXIF data say."""
+    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
 
 
 def _name(image: Image) -> str:

@@ -89,6 +89,29 @@ def test_arrays_feed_several_inputs_by_name(tmp_path: Path) -> None:
     assert np.array_equal(sample.feeds["b"], b)
 
 
+@pytest.mark.parametrize(("label", "expected"), [
+    (np.array([[7]]), 7),
+    (np.array(True), 1),
+    (np.arange(6).reshape(2, 3), np.arange(6).reshape(2, 3)),
+    (np.arange(6, dtype=np.uint8).reshape(1, 2, 3), np.arange(6).reshape(2, 3)),
+    (np.eye(3, dtype=bool), np.eye(3)),
+    (np.arange(4), np.arange(4)),
+    (np.ones((3, 5), np.float32), np.ones((3, 5))),
+    (np.ones((1, 3, 5), np.float16), np.ones((3, 5))),
+    (np.zeros((0, 5)), np.zeros((0, 5))),
+])  # fmt: skip
+def test_arrays_bring_labels_of_any_task(label: np.ndarray, expected: int | np.ndarray, tmp_path: Path) -> None:
+    save(tmp_path / "s.npz", x=np.zeros((1, 1, 2, 2), np.float32), label=label)
+    (sample,) = open_data(tmp_path, [GRAY])
+    if isinstance(expected, int):
+        assert sample.label == expected
+        assert type(sample.label) is int
+    else:
+        assert isinstance(sample.label, np.ndarray)
+        assert sample.label.dtype.kind == ("f" if label.dtype.kind == "f" else "i")
+        assert np.array_equal(sample.label, expected)
+
+
 def test_a_single_file_is_a_folder_of_one(tmp_path: Path) -> None:
     draw(tmp_path / "one.png", 51)
     draw(tmp_path / "two.png")
@@ -244,8 +267,10 @@ def test_a_single_bad_file_is_refused_for_its_own_reason(tmp_path: Path) -> None
     ({"x": np.zeros((4, 1, 2, 2), np.float32)}, "expected shape 1x1x2x2, got 4x1x2x2"),
     ({"x": np.zeros((1, 1, 2, 2))}, "expected float32, got float64"),
     ({"y": np.zeros((1, 1, 2, 2), np.float32)}, "unknown input 'y'"),
-    ({"x": np.zeros((1, 1, 2, 2), np.float32), "label": np.array([1, 2])}, "label is int64 of shape"),
+    ({"x": np.zeros((1, 1, 2, 2), np.float32), "label": np.zeros((4, 4))}, r"label is float64 of shape \(4, 4\)"),
     ({"x": np.zeros((1, 1, 2, 2), np.float32), "label": np.array(0.5)}, "label is float64"),
+    ({"x": np.zeros((1, 1, 2, 2), np.float32), "label": np.full((1, 5), np.inf)}, r"expected .* finite boxes"),
+    ({"x": np.zeros((1, 1, 2, 2), np.float32), "label": np.array("cat")}, "expected whole numbers"),
 ])  # fmt: skip
 def test_arrays_that_do_not_fit_are_bad_with_the_reason(
     arrays: dict[str, np.ndarray], reason: str, tmp_path: Path

@@ -11,10 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeattn.errors import InputError, UsageError
-from edgeattn.images import Recipe, default_recipe, load_recipe, preprocess, read_image
+from edgeattn.images import (
+    Recipe,
+    default_recipe,
+    load_recipe,
+    place_boxes,
+    preprocess,
+    read_image,
+    read_mask,
+    upright_size,
+)
 from edgeattn.tensors import TensorSpec
 
 sides = st.sampled_from([1, 2, 3, 5, 13])
@@ -95,6 +104,119 @@ def test_crop_keeps_the_middle_and_letterbox_keeps_all() -> None:
 def test_letterbox_of_a_sliver_is_still_there() -> None:
     image = Image.new("L", (1, 1000), 255)
     assert preprocess(image, plain((8, 8), resize="letterbox", color="gray", fill=0)).sum() == 8 * 255
+
+
+# What becomes of masks and boxes
+
+
+def placed(mask: np.ndarray, recipe: Recipe, folder: Path) -> np.ndarray:
+    Image.fromarray(mask).save(folder / "mask.png")
+    return read_mask(folder / "mask.png", mask.shape[::-1], recipe)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+)
+def test_crop_cuts_as_pillow_does(source: tuple[int, int], size: tuple[int, int], interpolation: str) -> None:
+    image = Image.fromarray(picture(*source))
+    ours = preprocess(image, plain(size, resize="crop", interpolation=interpolation, layout="nhwc"))
+    theirs = ImageOps.fit(image, size[::-1], Image.Resampling[interpolation.upper()])
+    assert np.array_equal(ours, np.asarray(theirs))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    resize=st.sampled_from(["stretch", "crop", "letterbox"]),
+)
+def test_a_mask_takes_the_way_of_its_image(
+    source: tuple[int, int], size: tuple[int, int], resize: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 12, source, np.uint8)
+    recipe = plain(size, resize=resize, color="gray", interpolation="nearest", fill=200, ignore=11)
+    image = preprocess(Image.fromarray(pixels), recipe)[0]
+    mask = placed(pixels, recipe, tmp_path_factory.getbasetemp())
+    assert mask.dtype == np.int32
+    assert np.array_equal(mask, np.where(np.isin(image, (11, 200)), -1, image))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    source=st.tuples(st.integers(8, 60), st.integers(8, 60)),
+    size=st.tuples(st.integers(8, 60), st.integers(8, 60)),
+    resize=st.sampled_from(["stretch", "crop", "letterbox"]),
+    corners=st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 7), st.integers(0, 7)),
+)
+def test_a_box_stays_around_what_it_was_around(
+    source: tuple[int, int],
+    size: tuple[int, int],
+    resize: str,
+    corners: tuple[int, int, int, int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    x1, x2 = sorted(corners[:2])
+    y1, y2 = sorted(corners[2:])
+    mask = np.zeros(source, np.uint8)
+    mask[y1 : y2 + 1, x1 : x2 + 1] = 1
+    recipe = plain(size, resize=resize)
+    rows, columns = np.nonzero(placed(mask, recipe, tmp_path_factory.getbasetemp()) == 1)
+    found = place_boxes(np.array([[x1, y1, x2 + 1, y2 + 1, 3]]), source[::-1], recipe)
+    if not rows.size:  # between the sampled points, or cut off: then the box is gone or thin
+        assert not len(found) or min(found[0, 2:4] - found[0, :2]) <= 1
+        return
+    drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(found[0, :4] - drawn).max() <= 1  # the mask is whole pixels
+    assert found[0, 4] == 3
+
+
+def test_boxes_worked_by_hand() -> None:
+    boxes = np.array([[0, 0, 40, 20, 1], [0, 0, 5, 20, 2], [8, 4, 12, 8, -3], [5, 5, 5, 9, 0]])
+
+    def moved(resize: str, size: tuple[int, int]) -> list[list[float]]:
+        found: list[list[float]] = place_boxes(boxes, (40, 20), plain(size, resize=resize)).tolist()
+        return found
+
+    assert moved("stretch", (40, 20)) == [[0, 0, 20, 40, 1], [0, 0, 2.5, 40, 2], [4, 8, 6, 16, -3]]
+    assert moved("letterbox", (20, 20)) == [[0, 5, 20, 15, 1], [0, 5, 2.5, 15, 2], [4, 7, 6, 9, -3]]
+    assert moved("crop", (10, 10)) == [[0, 0, 10, 10, 1], [0, 2, 1, 4, -3]]
+
+
+@pytest.mark.parametrize(("mask", "expected"), [
+    (Image.fromarray(np.array([[0, 65535, 300]], np.uint16)), [0, 65535, 300]),
+    (Image.fromarray(np.array([[False, True, True]])), [0, 1, 1]),
+], ids=["16 bits", "1 bit"])  # fmt: skip
+def test_a_mask_of_any_depth_keeps_its_numbers(mask: Image.Image, expected: list[int], tmp_path: Path) -> None:
+    mask.save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", (3, 1), plain((1, 3))).tolist() == [expected]
+
+
+def test_a_mask_with_a_palette_holds_its_indices(tmp_path: Path) -> None:
+    mask = Image.new("P", (2, 1))
+    mask.putpalette([90, 20, 30, 40, 50, 60])
+    mask.putpixel((1, 0), 1)
+    mask.save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", (2, 1), plain((1, 2))).tolist() == [[0, 1]]
+
+
+def test_a_mask_of_colours_or_of_another_size_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "c.png")
+    with pytest.raises(InputError, match=r"c\.png is a mask with pixels of kind RGB; expected one whole number"):
+        read_mask(tmp_path / "c.png", (3, 2), plain((2, 3)))
+    Image.new("L", (3, 2)).save(tmp_path / "s.png")
+    with pytest.raises(InputError, match=r"s\.png is a mask of 3x2 pixels, its image has 2x3"):
+        read_mask(tmp_path / "s.png", (2, 3), plain((2, 3)))
+
+
+def test_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    for orientation, expected in ((1, (3, 2)), (3, (3, 2)), (6, (2, 3)), (8, (2, 3))):
+        exif[0x0112] = orientation
+        Image.fromarray(picture(2, 3)).save(tmp_path / "t.png", exif=exif)
+        assert upright_size(read_image(tmp_path / "t.png")) == expected
 
 
 # Modes
@@ -240,9 +362,11 @@ def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
         std = [57, 57.1, 58]
         layout = "nhwc"
         fill = 0
+        [labels]
+        ignore = 11
     """
     expected = Recipe(
-        (480, 640), "letterbox", "bicubic", "bgr", 1, (103.5, 116, 123), (57, 57.1, 58), layout="nhwc", fill=0
+        (480, 640), "letterbox", "bicubic", "bgr", 1, (103.5, 116, 123), (57, 57.1, 58), "nhwc", fill=0, ignore=11
     )
     assert load_recipe(write(tmp_path, text)) == expected
 
@@ -271,6 +395,10 @@ def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
         ("[preprocess]\nsize = [2, 2]\nmean = [0.5]", "mean has 1 numbers, color 'rgb' has 3"),
         ("[preprocess]\nsize = [2, 2]\nstd = [1, 0, 1]", "list of positive numbers"),
         ("[preprocess]\nsize = [2, 2]\nfill = 256", "0 to 255"),
+        ("[preprocess]\nsize = [2, 2]\nignore = 11", "key 'ignore' is unknown"),
+        ("[preprocess]\nsize = [2, 2]\n[labels]\nignored = 11", "key 'ignored' is unknown; did you mean 'ignore'"),
+        ("[preprocess]\nsize = [2, 2]\n[labels]\nignore = -1", "ignore is -1; expected a whole number"),
+        ("labels = 11\n[preprocess]\nsize = [2, 2]", r"no \[labels\] table, but a value of that name"),
         ("[preprocess\n", "is not TOML"),
         ("\x00", "is not TOML"),
     ],

@@ -12,6 +12,7 @@ from edgeattn.errors import UsageError
 
 HELP = "check an engine against its original"
 GATE_FAILED = 3
+TASKS = ("classification", "saliency", "segmentation", "detection")  # edgeattn.metrics has them, and needs numpy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +24,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", type=Path, metavar="DIR", help="real samples; class folders or labels.csv give labels"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="real samples; class folders, labels.csv, masks or COCO annotations give labels",
     )
     source.add_argument("--random", action="store_true", help="seeded random inputs instead of real samples")
     data_options(parser)
     parser.add_argument("--limit", type=whole(1), metavar="N", help="use the first N samples only")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the random inputs (default: 0)")
     parser.add_argument(
-        "--max-drop", type=converted(parse_drops), default={}, metavar="METRIC=P%", help="such as top1=0.5%%"
+        "--max-drop",
+        type=converted(parse_drops),
+        default={},
+        metavar="METRIC=P%",
+        help="such as top1=0.5%% or miou=1%%; of an error (mae), its rise",
     )
+    parser.add_argument("--task", choices=TASKS, help="what the metric is of (default: what labels and outputs fit)")
     parser.add_argument("--no-latency", action="store_true", help="do not time the two")
     parser.add_argument("--trust", action="store_true", help="check a plan that its sidecar does not describe")
     json_option(parser)
@@ -65,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from edgeattn.engine import sidecar_path
     from edgeattn.parity import compare_files
 
-    if args.random and (args.limit is not None or args.recipe):
-        raise UsageError("--limit and --recipe are about real samples; leave them out with --random, or give --data")
+    if args.random and (args.limit is not None or args.recipe or args.task):
+        raise UsageError("--limit, --recipe and --task are about real samples; leave them out with --random")
     sources = (args.engine, sidecar_path(args.engine), args.against, args.weights, args.recipe)
     check_outputs((args.html, args.junit, args.json), sources)
     report = compare_files(
@@ -77,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         recipe=args.recipe,
         limit=args.limit,
         seed=args.seed,
+        task=args.task,
         max_drop=args.max_drop,
         latency=not args.no_latency,
         trust=args.trust,

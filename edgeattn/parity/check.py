@@ -19,17 +19,17 @@ from edgeattn.engine import read_sidecar
 from edgeattn.errors import InferenceError, InputError, UsageError
 from edgeattn.parity.deviation import Deviation
 from edgeattn.parity.reference import Reference, load_reference
-from edgeattn.parity.report import LatencyPair, ParityReport, ShapeParity, TopOne
+from edgeattn.parity.report import LatencyPair, MetricParity, OutputParity, ParityReport, ShapeParity
+from edgeattn.parity.task import TaskParity
 from edgeattn.profile import environment, measure
 from edgeattn.tensors import Profile, TensorSpec, corners, format_shape, numpy_dtype, random_feeds
 from edgeattn.tolerance import tolerance_for
 
 if TYPE_CHECKING:
+    from edgeattn.metrics import Label
     from edgeattn.tensors import Array, Feeds, Shape
 
-    Batch = tuple[Sequence[str], Feeds, Sequence[int] | None]
-
-METRICS = ("top1",)
+    Batch = tuple[Sequence[str], Feeds, Sequence[Label] | None]
 
 
 def check_parity(
@@ -39,6 +39,7 @@ def check_parity(
     precision: str,
     *,
     seed: int | None = None,
+    task: str | None = None,
     max_drop: Mapping[str, float] | None = None,
     latency: bool = True,
     compared: Mapping[str, str] | None = None,
@@ -54,43 +55,42 @@ def check_parity(
         batches: (names, feeds, labels or None), of any size; None to check on random input alone.
         precision: the engine's dtype, a row of the tolerance table.
         seed: of the random input; needed where there are no batches.
-        max_drop: largest drop by metric (`top1`), as a fraction; a metric without one is only reported.
+        task: what the model is for, one of `edgeattn.metrics.TASKS`; None to see it in the labels and the outputs.
+        max_drop: largest drop by metric (`top1`, `miou`), as a fraction; a metric without one is only reported.
         latency: also time the two against each other, at batch 1 and at the optimal shape.
         compared: what stands against what, in words, for the report.
 
     Raises:
-        UsageError: no data and no seed, an unknown metric or one without labels, another number of inputs or outputs.
+        UsageError: no data and no seed, a task or metric that nobody knows or the data do not fit, other inputs.
         InputError: there are no samples, or they do not fit the engine.
         InferenceError: the engine or the reference failed on the samples.
     """
-    drops = _known(max_drop or {})
+    metrics = TaskParity(task, max_drop or {})
     if batches is None and seed is None:
         raise UsageError("nothing to compare on: give real samples, or a seed for random input")
     check = _Check(session, reference, precision, seed or 0)
-    totals, votes, samples = check.deviations(), _Votes(), 0
+    totals, samples = check.deviations(), 0
     for names, feeds, labels in batches or ():
         samples += len(names)
         check.keep(names, feeds)
-        check.compare_batch(totals, votes, names, feeds, labels)
+        check.compare_batch(totals, metrics, names, feeds, labels)
     if batches is not None and not samples:
         raise InputError("no samples to compare on: the data is empty")
-    if drops and not votes.samples:
-        raise UsageError("a top1 drop cannot be judged: it needs labels, and an output of class scores (N, classes)")
+    judged = metrics.result()
     shapes = tuple(check.compare_corner(corner, *([] if samples else [totals])) for corner in corners(session.profile))
     outputs = tuple(total.judged(check.tolerance) for total in totals)
-    top1 = votes.result(drops.get("top1"))
-    judged = [*(output.failures for output in outputs), *(shape.failures for shape in shapes)]
-    reasons = [*chain(*judged), *([top1.failure] if top1 and top1.failure else [])]
+    parts: list[OutputParity | ShapeParity | MetricParity] = [*outputs, *shapes, *judged]
+    told = {"data": "" if samples else check.random, "task": metrics.task}
     return ParityReport(
         precision=precision,
-        compared={"reference": reference.source, **(compared or {}), **({} if samples else {"data": check.random})},
+        compared={"reference": reference.source, **(compared or {}), **{key: told[key] for key in told if told[key]}},
         samples=samples,
         outputs=outputs,
         shapes=shapes,
-        top1=top1,
+        metrics=judged,
         latency=tuple(check.latency()) if latency else (),
         environment={**environment(), "device": session.device},
-        reasons=tuple(dict.fromkeys(reasons)),
+        reasons=tuple(dict.fromkeys(chain(*(part.failures for part in parts)))),
     )
 
 
@@ -103,6 +103,7 @@ def compare_files(
     recipe: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    task: str | None = None,
     max_drop: Mapping[str, float] | None = None,
     latency: bool = True,
     trust: bool = False,
@@ -125,7 +126,9 @@ def compare_files(
         groups = dataset = None
         if data:
             specs = [TensorSpec(spec.name, spec.dtype, session.profile[spec.name].opt) for spec in session.inputs]
-            dataset = open_data(data, specs, load_recipe(recipe) if recipe else None)
+            boxes = task == "detection" if task else any(_is_detection(spec) for spec in session.outputs)
+            chosen = load_recipe(recipe) if recipe else None
+            dataset = open_data(data, specs, chosen, prefer="boxes" if boxes else "masks")
             groups = batched(islice(dataset, limit), _size(_at_opt(session.profile), session.profile))
         report = check_parity(
             session,
@@ -133,6 +136,7 @@ def compare_files(
             groups,
             sidecar.precision.asked,
             seed=seed,
+            task=task,
             max_drop=max_drop,
             latency=latency,
             compared=compared,
@@ -190,7 +194,12 @@ class _Check:
         return got, truth
 
     def compare_batch(
-        self, totals: list[Deviation], votes: _Votes, names: Sequence[str], feeds: Feeds, labels: Sequence[int] | None
+        self,
+        totals: list[Deviation],
+        metrics: TaskParity,
+        names: Sequence[str],
+        feeds: Feeds,
+        labels: Sequence[Label] | None,
     ) -> None:
         """Compare a batch of any size, cut and filled up to what the engine accepts."""
         low, high = _batch_range(self.session.profile)
@@ -200,7 +209,7 @@ class _Check:
             piece = _rows(self.session.profile, feeds, filled)
             got, truth = self.compare([names[row] for row in filled], piece, totals)
             if labels is not None:
-                votes.add(got, truth, [names[row] for row in rows], [labels[row] for row in rows])
+                metrics.add(got, truth, [names[row] for row in rows], [labels[row] for row in rows])
 
     def compare_corner(self, shapes: Mapping[str, Shape], *sums: Sequence[Deviation]) -> ShapeParity:
         """The verdict at one corner; what is found there is added to the sums too."""
@@ -268,43 +277,8 @@ class _Check:
             yield LatencyPair(batch, **measure(sides, batch=batch))
 
 
-@dataclass
-class _Votes:
-    """Top-1 of both on labelled samples, from the first output that holds class scores (N, classes)."""
-
-    samples: int = 0
-    reference: int = 0
-    engine: int = 0
-    agreed: int = 0
-
-    def add(self, got: list[Array], truth: list[Array], names: Sequence[str], labels: Sequence[int]) -> None:
-        """Count one batch; rows beyond the labels only fill it."""
-        index = next((i for i, y in enumerate(truth) if y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f"), None)
-        if index is None or got[index].shape != truth[index].shape:
-            return
-        classes = truth[index].shape[1]
-        for name, label in zip(names, labels, strict=True):
-            if not 0 <= label < classes:
-                raise InputError(f"sample {name!r} has label {label}, but the model has {classes} classes (from 0)")
-        right = np.asarray(labels)
-        engine = np.argmax(got[index][: len(right)].astype(np.float64), 1)
-        reference = np.argmax(truth[index][: len(right)], 1)
-        self.samples += len(right)
-        self.reference += int((reference == right).sum())
-        self.engine += int((engine == right).sum())
-        self.agreed += int((engine == reference).sum())
-
-    def result(self, max_drop: float | None) -> TopOne | None:
-        if not self.samples:
-            return None
-        reference, engine, agreed = (count / self.samples for count in (self.reference, self.engine, self.agreed))
-        return TopOne(reference, engine, agreed, self.samples, max_drop)
-
-
-def _known(max_drop: Mapping[str, float]) -> Mapping[str, float]:
-    if unknown := [metric for metric in max_drop if metric not in METRICS]:
-        raise UsageError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
-    return max_drop
+def _is_detection(spec: TensorSpec) -> bool:
+    return spec.shape is not None and len(spec.shape) == 3 and spec.shape[2] == 6
 
 
 def _matched(engine: Sequence[TensorSpec], reference: Sequence[TensorSpec]) -> dict[str, tuple[str, np.dtype[Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from edgeattn.parity.report import share
 from edgeattn.reports.html import Markup, badge, element, page, pairs, section, table, tiles
 from edgeattn.reports.svg import bars, histogram
 from edgeattn.reports.text import number
@@ -42,9 +43,9 @@ def _head(report: ParityReport) -> Markup:
     if worst is not None and math.isfinite(worst.relative_l2):
         limit = f"of the signal; {number(worst.limit_l2)} is allowed"
         shown.append(("Largest relative error", number(worst.relative_l2), limit))
-    if report.top1:
-        drop = f"the original has {_share(report.top1.reference)}"
-        shown.append(("Top-1 of the engine", _share(report.top1.engine), drop))
+    if report.metrics:
+        first = report.metrics[0]
+        shown.append((f"{first.name} of the engine", share(first.engine), f"the original has {share(first.reference)}"))
     if report.latency:
         pair = report.latency[0]
         times = f"{pair.engine.p50_ms:.3g} ms instead of {pair.reference.p50_ms:.3g} ms at batch {pair.batch}"
@@ -86,19 +87,15 @@ def _figure(output: OutputParity) -> Markup:
 
 
 def _metrics(report: ParityReport) -> Markup:
-    top1 = report.top1
-    if top1 is None:
+    if not report.metrics:
         return Markup()
-    allowed = "-" if top1.max_drop is None else _share(top1.max_drop)
-    row = (
-        "top-1",
-        *(_share(part) for part in (top1.reference, top1.engine, top1.drop)),
-        allowed,
-        _share(top1.agreement),
-        str(top1.samples),
-    )
-    header = ("metric", "original", "engine", "drop", "allowed", "same answer", "samples")
-    return section("Task metric", table(header, [row], "lrrrrrr"))
+    rows = [
+        (m.name, *map(share, (m.reference, m.engine, m.drop, m.max_drop, m.agreement)), str(m.samples))
+        for m in report.metrics
+    ]
+    header = ("metric", "original", "engine", "drop", "allowed", "agreement", "samples")
+    note = "Agreement is the metric of the engine if the original's answers were the labels."
+    return section("Task metrics", table(header, rows, "lrrrrrr"), note=note)
 
 
 def _latency(report: ParityReport) -> Markup:
@@ -129,7 +126,3 @@ def _shapes(report: ParityReport) -> Markup:
 
 def _mark(good: bool) -> Markup:
     return badge(good, "ok" if good else "failed")
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.2f} %"

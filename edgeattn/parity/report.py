@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.metrics import ERRORS
 from edgeattn.reports.junit import Case, junit
 from edgeattn.reports.latency import LatencyReport
 from edgeattn.reports.text import number, table
@@ -15,7 +16,9 @@ from edgeattn.tensors import format_shape
 if TYPE_CHECKING:
     from edgeattn.tensors import Shape
 
-__all__ = ["LatencyPair", "OutputParity", "ParityReport", "ShapeParity", "TopOne"]
+__all__ = ["LatencyPair", "MetricParity", "OutputParity", "ParityReport", "ShapeParity", "share"]
+
+ROUNDING = 1e-12  # of the difference of two fractions
 
 
 @dataclass(frozen=True)
@@ -77,25 +80,35 @@ class ShapeParity:
 
 
 @dataclass(frozen=True)
-class TopOne:
-    """Top-1 accuracy of both on the same labelled samples, as fractions; `drop` is reference minus engine."""
+class MetricParity:
+    """A metric of both on the same labelled samples, as fractions.
 
+    `agreement` is the engine's if the reference's answers were the labels, None where an answer is no label.
+    """
+
+    name: str
     reference: float
     engine: float
-    agreement: float
+    agreement: float | None
     samples: int
     max_drop: float | None = None
 
     @property
     def drop(self) -> float:
-        return self.reference - self.engine
+        """What the engine does worse: reference minus engine, or engine minus reference of an error."""
+        return self.engine - self.reference if self.name in ERRORS else self.reference - self.engine
 
     @property
-    def failure(self) -> str:
-        """What is wrong in words, empty where the drop is within its bound or has none."""
-        if self.max_drop is None or self.drop <= self.max_drop:
-            return ""
-        return f"top-1 drops by {100 * self.drop:.2f} %, at most {100 * self.max_drop:.2f} % is allowed"
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong in words; nothing where the drop is within its bound or has none."""
+        if self.max_drop is None or self.drop <= self.max_drop + ROUNDING:
+            return ()
+        verb = "rises" if self.name in ERRORS else "drops"
+        return (f"{self.name} {verb} by {share(self.drop)}, at most {share(self.max_drop)} is allowed",)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields but the name, and the drop."""
+        return {**{key: value for key, value in asdict(self).items() if key != "name"}, "drop": self.drop}
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ class ParityReport:
     samples: int
     outputs: tuple[OutputParity, ...]
     shapes: tuple[ShapeParity, ...]
-    top1: TopOne | None = None
+    metrics: tuple[MetricParity, ...] = ()
     latency: tuple[LatencyPair, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
@@ -142,7 +155,7 @@ class ParityReport:
             "samples": self.samples,
             "outputs": [{**asdict(output), "passed": output.passed} for output in self.outputs],
             "shapes": [{**asdict(shape), "passed": shape.passed} for shape in self.shapes],
-            "metrics": {"top1": {**asdict(self.top1), "drop": self.top1.drop}} if self.top1 else {},
+            "metrics": {metric.name: metric.to_json() for metric in self.metrics},
             "latency": {
                 f"batch_{pair.batch}": {
                     "reference": pair.reference.to_json(),
@@ -161,8 +174,7 @@ class ParityReport:
         """One test case per output, per shape and per metric, with the reasons of those that fail."""
         cases = [Case(f"output {output.name}", "; ".join(output.failures)) for output in self.outputs]
         cases += [Case(f"shape {shape}", "; ".join(shape.failures)) for shape in self.shapes]
-        if self.top1:
-            cases.append(Case("top-1", self.top1.failure))
+        cases += [Case(f"metric {metric.name}", "; ".join(metric.failures)) for metric in self.metrics]
         return junit("edgeattn.parity", cases)
 
     def to_html(self) -> str:
@@ -192,8 +204,11 @@ class ParityReport:
                 "llrrl",
             ),
         ]  # fmt: skip
-        if self.top1:
-            parts.append(table([_top1_row(self.top1)], ("top-1", "reference", "engine", "drop", "agree"), "lrrrr"))
+        if self.metrics:
+            header = ("metric", "reference", "engine", "drop", "agree", "labelled")
+            parts.append(table([_metric_row(metric) for metric in self.metrics], header, "lrrrrr"))
+        elif "task" in self.compared:
+            parts.append(f"task: {self.compared['task']}")
         if self.latency:
             rows = [row for pair in self.latency for row in _latency_rows(pair)]
             parts.append(table(rows, ("batch", "", "p50 ms", "p90 ms", "p99 ms", "samples/s", "speed-up"), "llrrrrr"))
@@ -209,9 +224,14 @@ class ParityReport:
         return f"PASSED: {self.precision} within tolerance on {data} at {len(self.shapes)} shapes"
 
 
-def _top1_row(top1: TopOne) -> tuple[str, ...]:
-    shares = (top1.reference, top1.engine, top1.drop, top1.agreement)
-    return (f"{top1.samples} labelled", *(f"{100 * share:.2f} %" for share in shares))
+def share(value: float | None) -> str:
+    """A fraction in percent; `-` for none."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _metric_row(metric: MetricParity) -> tuple[str, ...]:
+    shares = (metric.reference, metric.engine, metric.drop, metric.agreement)
+    return (metric.name, *map(share, shares), str(metric.samples))
 
 
 def _latency_rows(pair: LatencyPair) -> list[tuple[str, ...]]:

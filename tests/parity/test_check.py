@@ -262,14 +262,28 @@ def test_top1_is_counted_on_both_sides_and_a_drop_beyond_the_limit_fails() -> No
         loose = check_parity(session, reference, [batch], "float16", latency=False)
         strict = check_parity(session, reference, [batch], "float16", latency=False, max_drop={"top1": 0.2})
     assert loose.passed
-    assert loose.top1 is not None
-    assert (loose.top1.reference, loose.top1.engine, loose.top1.agreement, loose.top1.samples) == (0.75, 0.5, 0.75, 4)
-    assert strict.reasons == ("top-1 drops by 25.00 %, at most 20.00 % is allowed",)
-    assert strict.to_json()["metrics"]["top1"]["drop"] == 0.25
-    assert "top-1 drops by 25.00 %" in strict.to_html()
+    assert loose.compared["task"] == "classification"
+    assert loose.to_json()["metrics"] == {
+        "top1": {
+            "reference": 0.75, "engine": 0.5, "agreement": 0.75, "samples": 4, "max_drop": None, "drop": 0.25,
+        }
+    }  # fmt: skip
+    assert strict.reasons == ("top1 drops by 25.00 %, at most 20.00 % is allowed",)
+    assert "top1 drops by 25.00 %" in strict.to_html()
+    assert "top1      75.00 %  50.00 %  25.00 %  75.00 %         4" in str(strict)
     assert [case.get("name") for case in ElementTree.fromstring(strict.to_junit()).findall(".//failure/..")] == [
-        "top-1"
+        "metric top1"
     ]
+
+
+def test_labels_that_fit_no_task_are_said() -> None:
+    session, reference = classifier(np.eye(4, dtype=np.float32))
+    batch = (["a", "b", "c", "d"], {"x": np.eye(4, dtype=np.float32)}, [np.zeros((3, 5), int)] * 4)
+    with session:
+        report = check_parity(session, reference, [batch], "float32", latency=False)
+    assert report.passed
+    assert "task: none of classification, saliency, segmentation, detection fits the labels" in str(report)
+    assert report.to_json()["metrics"] == {}
 
 
 def test_filled_rows_are_not_counted_in_the_metric() -> None:
@@ -278,13 +292,12 @@ def test_filled_rows_are_not_counted_in_the_metric() -> None:
         report = check_parity(
             session, reference, [(["a", "b"], {"x": np.eye(4, dtype=np.float32)[:2]}, [0, 0])], "float32", latency=False
         )
-    assert report.top1 is not None
-    assert (report.top1.samples, report.top1.engine) == (2, 0.5)
+    assert [(metric.name, metric.samples, metric.engine) for metric in report.metrics] == [("top1", 2, 0.5)]
 
 
 def test_a_label_outside_the_classes_is_refused() -> None:
     session, reference = classifier(np.eye(2, dtype=np.float32))
-    with session, pytest.raises(InputError, match=r"sample 'b' has label 2, but the model has 2 classes"):
+    with session, pytest.raises(InputError, match=r"sample 'b': label 2, but the model has 2 classes"):
         check_parity(session, reference, [(["a", "b"], {"x": np.eye(2, dtype=np.float32)}, [0, 2])], "float32")
 
 
@@ -320,7 +333,8 @@ def test_a_corner_where_the_engine_fails_is_a_reason_not_a_crash() -> None:
     ("arguments", "message"),
     [
         ({"batches": None}, "nothing to compare on"),
-        ({"batches": [], "max_drop": {"miou": 0.1}}, "unknown metric 'miou'"),
+        ({"batches": [], "max_drop": {"moiu": 0.1}}, "unknown metric 'moiu'; did you mean 'miou'"),
+        ({"batches": [], "task": "segment"}, "unknown task 'segment'; did you mean 'segmentation'"),
         ({"batches": None, "seed": 0, "max_drop": {"top1": 0.1}}, "needs labels"),
         ({"batches": None, "seed": 0, "precision": "int8"}, "no tolerance is known for int8"),
     ],

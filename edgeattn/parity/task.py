@@ -1,0 +1,104 @@
+"""How well the original and its engine do their task, on labelled samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgeattn.errors import InputError, UsageError
+from edgeattn.metrics import TASKS, Label, Metric, find_task, task_named, task_with
+from edgeattn.parity.report import MetricParity
+
+if TYPE_CHECKING:
+    from edgeattn.tensors import Array
+
+__all__ = ["TaskParity"]
+
+
+@dataclass
+class TaskParity:
+    """The metrics of both sides, and those of the engine if the original's answers were the labels: the agreement.
+
+    `asked` is the task, None to find it by the first label and the original's outputs. Where none fits, nothing is
+    counted, and `task` says so.
+    """
+
+    asked: str | None = None
+    max_drop: Mapping[str, float] = field(default_factory=dict)
+    task: str = ""
+    output: int = 0
+    samples: int = 0
+    sides: tuple[Metric, Metric, Metric] | None = None  # reference, engine, agreement
+
+    def __post_init__(self) -> None:
+        for metric in self.max_drop:
+            task_with(metric)
+        if self.asked is not None:
+            task_named(self.asked)
+
+    def add(self, got: Sequence[Array], truth: Sequence[Array], names: Sequence[str], labels: Sequence[Label]) -> None:
+        """Count one batch; rows beyond the labels only fill it.
+
+        Raises:
+            InputError: a label does not fit the model's output.
+            UsageError: the outputs or labels are not those of the task that was asked for.
+        """
+        if not self.task:
+            self._begin(labels[0], truth)
+        if self.sides is None:
+            return
+        reference, engine, agreement = self.sides
+        theirs, ours = truth[self.output], got[self.output]
+        alike = _form(ours, self.task) == _form(theirs, self.task)
+        for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+            one = slice(row, row + 1)
+            try:
+                reference.add(theirs[one], [label])
+            except InputError as err:
+                raise InputError(f"sample {name!r}: {err}") from err
+            if alike:
+                engine.add(ours[one], [label])
+                if answers := agreement.answers(theirs[one]):
+                    agreement.add(ours[one], answers)
+        self.samples += len(labels)
+
+    def _begin(self, label: Label, truth: Sequence[Array]) -> None:
+        found = find_task(label, truth, self.asked)
+        if found is None and self.asked is not None:
+            raise UsageError(f"{self.asked} needs {task_named(self.asked).NEEDS}; this model or data have others")
+        if found is None:
+            self.task = f"none of {', '.join(TASKS)} fits the labels and outputs; nothing is measured"
+            return
+        self.task, self.output = found
+        metric = task_named(self.task)
+        self.sides = metric(), metric(), metric()
+
+    def result(self) -> tuple[MetricParity, ...]:
+        """The metrics, each with its bound.
+
+        Raises:
+            UsageError: a metric with a bound was not measured.
+        """
+        reference, engine, agreement = (side.result() for side in self.sides) if self.sides else ({}, {}, {})
+        for metric in self.max_drop:
+            if metric not in reference:
+                needs = task_named(task_with(metric)).NEEDS
+                raise UsageError(f"a {metric} drop cannot be judged: it needs {needs}")
+        return tuple(
+            MetricParity(
+                name,
+                value,
+                engine.get(name, math.nan),  # an engine whose output has another shape
+                agreement.get(name),
+                self.samples,
+                self.max_drop.get(name),
+            )
+            for name, value in reference.items()
+        )
+
+
+def _form(output: Array, task: str) -> tuple[int, ...]:
+    """The shape, without how many detections there are: a score that rounding moves across a threshold is no error."""
+    return output.shape[:1] + output.shape[2:] if task == "detection" else output.shape
