@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeattn.errors import (
     EdgeAttnError,
@@ -36,6 +36,17 @@ if TYPE_CHECKING:
     Dynamic = Mapping[str, Mapping[int, str]]
 
 AXIS_WORDS = {"batch": 0, "height": 2, "width": 3}
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def example_inputs(*texts: str) -> Callable[[Factory], Factory]:
+    """Decorate a factory with the inputs it is exported with where `--input` is not given: "1x3x224x224"."""
+
+    def mark(factory: Factory) -> Factory:
+        factory.example_inputs = texts  # type: ignore[attr-defined]
+        return factory
+
+    return mark
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,8 @@ class Model:
 def load_model(target: str, weights: Path | None = None, inputs: Sequence[TensorSpec] = ()) -> Model:
     """Load `FILE.py:FACTORY` or `pkg.mod:FACTORY`: a callable that returns an `nn.Module`, its class, or a module.
 
-    This runs the file, as `python FILE.py` would: load only what you would run. Weights are data: safetensors, or
-    a checkpoint that is read with `weights_only=True`.
+    `zoo:NAME` is `edgeattn.zoo:NAME`. This runs the file, as `python FILE.py` would: load only what you would run.
+    Weights are data: safetensors, or a checkpoint that is read with `weights_only=True`.
 
     Raises:
         UsageError: the target names nothing that makes a module.
@@ -123,11 +134,12 @@ def load_model(target: str, weights: Path | None = None, inputs: Sequence[Tensor
 def parse_inputs(texts: Sequence[str], module: nn.Module) -> tuple[TensorSpec, ...]:
     """Read `--input`: `1x3x224x224`, `x:1x3x224x224`, `ids:1x16@int64`; several, repeated or comma separated.
 
-    A name that is not given is the next parameter of the module's `forward`.
+    A name that is not given is the next parameter of the module's `forward`; no texts are its `example_inputs`.
 
     Raises:
         UsageError: not of that form, a name twice, or not what `forward` takes.
     """
+    texts = texts or getattr(module, "example_inputs", ())
     taken = parameters(module)
     free = [name for name, item in taken.items() if item.kind is not item.VAR_POSITIONAL]
     specs: dict[str, TensorSpec] = {}
@@ -264,17 +276,22 @@ def _make_module(target: str) -> nn.Module:
 
     place, _, attribute = target.rpartition(":")
     if not place or not attribute:
-        raise UsageError(f"not a model: {target!r}; expected FILE.py:FACTORY or pkg.mod:FACTORY")
+        raise UsageError(f"not a model: {target!r}; expected FILE.py:FACTORY, pkg.mod:FACTORY or zoo:NAME")
+    place = "edgeattn.zoo" if place == "zoo" else place
     # What the user's code prints is not the result of a command.
     with contextlib.redirect_stdout(sys.stderr), _importing_from(place):
         namespace = _run_code(target, lambda: _import(place))
-        made = getattr(namespace, attribute, None)
+        made = _run_code(target, lambda: getattr(namespace, attribute, None))
+        if inspect.ismodule(made):  # pkg/mod.py, once imported, hides a function `mod` of its package
+            made = getattr(made, attribute, made)
         if made is None:
-            names = [name for name in vars(namespace) if not name.startswith("_")]
+            names = [name for name in dir(namespace) if not name.startswith("_")]
             raise UsageError(f"{place} has no {attribute!r}; {did_you_mean(attribute, names)}")
         if callable(made) and not isinstance(made, nn.Module):
             _check_factory(made, target)
-            made = _run_code(target, made)
+            factory, made = made, _run_code(target, made)
+            if isinstance(made, nn.Module) and hasattr(factory, "example_inputs"):
+                made.example_inputs = factory.example_inputs
     if isinstance(made, jit.ScriptModule):
         raise UsageError(f"{target} is TorchScript, whose modules cannot be followed; give the Python module")
     if not isinstance(made, nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import sys
 from collections import namedtuple
@@ -20,6 +21,7 @@ from edgeattn.tensors import TensorSpec, format_shape, numpy_dtype
 X = TensorSpec("x", "float32", (2, 3))
 FILE = """
 import torch
+from edgeattn.model import example_inputs
 from neighbour import width
 
 class Net(torch.nn.Module):
@@ -41,6 +43,10 @@ def leave():
     raise SystemExit(3)
 
 def sized(width, depth=2):
+    return Net()
+
+@example_inputs("2x3")
+def exampled():
     return Net()
 
 ready = Net()
@@ -289,3 +295,32 @@ def test_batch_over_inputs_of_different_first_axes_is_refused() -> None:
 def test_what_forward_prints_stays_off_stdout(capsys) -> None:
     Model(Named(lambda x: print("layer") or x)).run({"x": np.ones((2, 3), np.float32)})
     assert capsys.readouterr().out == ""
+
+
+def test_a_factory_may_say_its_inputs_and_input_overrules_them(net: str) -> None:
+    module = load_model(f"{net}:exampled").module
+    assert parse_inputs([], module) == (X,)
+    assert parse_inputs(["5x3"], module)[0].shape == (5, 3)
+    assert load_model(f"{net}:exampled").inputs == ()
+    with pytest.raises(UsageError, match="add --input x:SHAPE"):
+        parse_inputs([], load_model(f"{net}:make").module)
+
+
+def test_zoo_is_short_for_the_zoo() -> None:
+    short, long = (load_model(f"{place}:cbam_resnet_digits") for place in ("zoo", "edgeattn.zoo"))
+    x = {"x": np.ones((1, 1, 32, 32), np.float32)}
+    assert np.array_equal(short.run(x)[0], long.run(x)[0])
+    with pytest.raises(
+        UsageError, match=r"edgeattn\.zoo has no 'cbam_resnet_digit'; did you mean 'cbam_resnet_digits'"
+    ):
+        load_model("zoo:cbam_resnet_digit")
+
+
+def test_a_function_is_found_behind_the_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "nets"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "small.py").write_text("import torch\n\ndef small():\n    return torch.nn.Linear(3, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("nets.small")
+    assert isinstance(load_model("nets:small").module, nn.Linear)

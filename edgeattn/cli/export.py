@@ -14,14 +14,14 @@ HELP = "export a PyTorch model to ONNX"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="FILE.py:FACTORY", help="or pkg.mod:FACTORY; running it is running its code")
+    parser.add_argument("model", metavar="FILE.py:FACTORY", help="or pkg.mod:FACTORY, zoo:NAME; this runs its code")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the ONNX file")
     parser.add_argument(
         "--input",
         action="append",
         default=[],
         metavar="SHAPE",
-        help="1x3x224x224, or NAME:SHAPE[@DTYPE] for each input",
+        help="1x3x224x224, or NAME:SHAPE[@DTYPE] for each input (default: the factory's example_inputs)",
     )
     parser.add_argument(
         "--dynamic", action="append", default=[], metavar="AXIS", help="batch, height, width, or NAME:AXIS=DIM"

@@ -6,126 +6,159 @@ The data pass through files and recipe exactly as a user's do, so what is traine
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import platform
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgeattn import files
-from edgeattn.data import batches, load_recipe, open_data
+from edgeattn.data import load_recipe, open_data
+from edgeattn.metrics import task_named
+from edgeattn.model import parse_inputs
 from edgeattn.tensors import TensorSpec
-from edgeattn.zoo.cbam_resnet import cbam_resnet_digits
-from edgeattn.zoo.data import write_digits
+from edgeattn.zoo import MODELS, Entry, factory, find
+from edgeattn.zoo.data import DATASETS
+from edgeattn.zoo.fitting import Labels, Settings, fit, jittered, mirrored, taken
+from edgeattn.zoo.weights import FOLDER
 
 ROOT = Path(__file__).parents[2]
-DIGITS = TensorSpec("x", "float32", (1, 1, 32, 32))
-SEED, THREADS, EPOCHS, BATCH, PEAK_RATE = 0, 1, 30, 64, 4e-3
+SEED, TEST_SAMPLES, TEST_BATCH = 0, 2000, 100
+
+# How the models on a data set are trained, and those that need something else.
+DATA_SETTINGS = {
+    "digits": Settings(epochs=30, samples=1442, augment=jittered),
+    "cluttered": Settings(epochs=14, samples=6000),
+    "scenes": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
+    "saliency": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
+    "fusion": Settings(epochs=28, samples=6000),
+    "clips": Settings(epochs=14, samples=4000),
+}
+OWN_SETTINGS = {
+    "recurrent_attention": Settings(epochs=24, samples=6000, rate=3e-3),
+    "vit": Settings(epochs=24, samples=6000, rate=1.5e-3),
+}
 
 
-def train_cbam_resnet_digits(folder: Path) -> dict[str, Any]:
-    """Train `cbam_resnet_digits`; write its weights and their record into `folder`, and return the record."""
-    began = time.monotonic()
-    train, test = _digits("train"), _digits("test")
+def settings_of(entry: Entry) -> Settings:
+    """How an entry is trained."""
+    return OWN_SETTINGS.get(entry.name, DATA_SETTINGS[entry.data])
+
+
+def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any]:
+    """Train one model on `<data>/<set>/train`, judge it on `<data>/<set>/test`, write weights and record into `out`.
+
+    One thread, since the sums of a convolution depend on how it is shared among several.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    began, entry = time.monotonic(), find(name)
     torch.manual_seed(SEED)
-    model = cbam_resnet_digits(pretrained=False)
-    _fit(model, *train)
-    correct = int((_logits(model, test[0]).argmax(1) == test[1]).sum())
+    make = factory(name)
+    module: nn.Module = make(pretrained=False)
+    specs = parse_inputs(make.example_inputs, module)  # type: ignore[attr-defined]
+    inputs, labels = load(entry, data / entry.data / "train", specs)
+    inputs, labels = taken(inputs, labels, torch.randperm(len(labels))[: settings.samples])
+    losses = fit(module, inputs, labels, entry.task, settings)
+    test = load(entry, data / entry.data / "test", specs)
+    metrics = evaluate(module, entry.task, *test)
     record = {
-        "made_by": "scripts/train_zoo cbam_resnet_digits",
+        "made_by": f"scripts/train_zoo {name}",
+        "data": f"{entry.data} of edgeattn.zoo.data; training and test have no source in common",
+        "train_samples": len(labels),
+        "test_samples": len(test[1]),
         "seed": SEED,
-        "epochs": EPOCHS,
-        "batch": BATCH,
-        "threads": THREADS,
-        "peak_learning_rate": PEAK_RATE,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "data": "scikit-learn load_digits; every fifth scan of each class held out for the test",
-        "train_images": len(train[1]),
-        "test_images": len(test[1]),
-        "test_correct": correct,
-        "test_top1": correct / len(test[1]),
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "peak_learning_rate": settings.rate,
+        "final_loss": losses[-1],
+        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "metrics": metrics,
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "numpy", "pillow", "scikit-learn")},
+            **{name: metadata.version(name) for name in ("torch", "numpy", "pillow", "scikit-learn", "scikit-image")},
         },
     }
-    _save(model, folder / "cbam_resnet_digits.safetensors", record)
-    print(f"top-1 {correct}/{len(test[1])} = {record['test_top1']:.2%} in {time.monotonic() - began:.0f} s")
+    _save(module, out / f"{name}.safetensors", record)
+    figures = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+    print(f"{name}: {figures}; {time.monotonic() - began:.0f} s", flush=True)
     return record
 
 
-TRAINERS = {"cbam_resnet_digits": train_cbam_resnet_digits}
-
-
-def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-    with tempfile.TemporaryDirectory() as folder:
-        count = write_digits(folder, split)
-        data = open_data(folder, [DIGITS], load_recipe(ROOT / "calibration" / "digits.toml"))
-        (_, feeds, labels), *_ = batches(data, count)
-    return torch.from_numpy(feeds["x"]), torch.tensor(labels)
-
-
-def _fit(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """AdamW on one cycle of the learning rate, with small random rotations, shears, scales and shifts."""
-    steps = -(-len(images) // BATCH) * EPOCHS
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_RATE, total_steps=steps)
-    model.train()
-    for epoch in range(EPOCHS):
-        order = torch.randperm(len(images))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            loss = F.cross_entropy(model(_jitter(images[chosen])), labels[chosen], label_smoothing=0.1)
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            cycle.step()
-        if epoch % 10 == 9:
-            print(f"epoch {epoch + 1}/{EPOCHS}: loss {loss.item():.3f}")
-    model.eval()
-
-
-def _jitter(images: Tensor) -> Tensor:
-    affine = torch.eye(2, 3) + torch.randn(len(images), 2, 3) * 0.08
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+def load(entry: Entry, folder: Path, specs: Sequence[TensorSpec]) -> tuple[tuple[Tensor, ...], Labels]:
+    """The samples of a folder, read as a user's are: inputs in the order of `specs`, and labels."""
+    recipe = ROOT / "calibration" / f"{entry.data}.toml"
+    prefer: Literal["boxes", "masks"] = "boxes" if entry.task == "detection" else "masks"
+    samples = list(open_data(folder, specs, load_recipe(recipe) if recipe.is_file() else None, prefer=prefer))
+    feeds = tuple(torch.from_numpy(np.concatenate([sample.feeds[spec.name] for sample in samples])) for spec in specs)
+    labels = [torch.as_tensor(sample.label) for sample in samples]
+    return feeds, labels if entry.task == "detection" else torch.stack(labels)
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+def evaluate(module: nn.Module, task: str, inputs: tuple[Tensor, ...], labels: Labels) -> dict[str, float]:
+    """The figures of the task, over all samples."""
+    metric = task_named(task)()
+    for start in range(0, len(labels), TEST_BATCH):
+        batch, truth = taken(inputs, labels, torch.arange(start, min(start + TEST_BATCH, len(labels))))
+        wanted = [int(label) if label.ndim == 0 else label.numpy() for label in truth]
+        metric.add(module(*batch).numpy(), wanted)
+    return {name: float(value) for name, value in metric.result().items()}
 
 
-def _save(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+def write_data(names: Iterable[str], folder: Path) -> None:
+    """Write the data sets that these models need, anew: `<folder>/<set>/{train,test}`."""
+    counts: dict[str, int] = {}
+    for entry in map(find, names):
+        counts[entry.data] = max(counts.get(entry.data, 0), settings_of(entry).samples)
+    for name, count in counts.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        train = DATASETS[name](folder / name / "train", "train", count)
+        test = DATASETS[name](folder / name / "test", "test", TEST_SAMPLES)
+        print(f"data {name}: {train} samples for training, {test} for the test", flush=True)
+
+
+def _save(module: nn.Module, path: Path, record: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    files.write_atomic(path, save({name: value.contiguous() for name, value in model.state_dict().items()}))
-    record["weights_sha256"] = files.sha256_file(path)
-    files.write_atomic(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    files.write_atomic(path, save(state))
+    files.write_json(path.with_suffix(".json"), {**record, "weights_sha256": files.sha256_file(path)})
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train the models named, or all."""
+    own = [name for name, entry in MODELS.items() if not entry.weights]
     parser = argparse.ArgumentParser(prog="train_zoo", description="Train the models of the zoo, all unless named.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TRAINERS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for weights and records")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(own))
+    parser.add_argument("--jobs", type=int, default=1, help="how many train at a time, one core each (default: 1)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for weights and records")
+    parser.add_argument("--data", type=Path, default=ROOT / "build" / "train_zoo", help="folder for the data sets")
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(TRAINERS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(TRAINERS)}")
-    # The sums of a convolution depend on how it is shared among threads; one is the same everywhere.
-    torch.set_num_threads(THREADS)
-    torch.use_deterministic_algorithms(True)
-    for name in options.names or TRAINERS:
-        print(f"{name}:")
-        TRAINERS[name](options.out)
+    if unknown := set(options.names) - set(own):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(own)}")
+    names = options.names or own
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_data(names, options.data)
+    if options.jobs == 1:
+        for name in names:
+            train(name, options.data, options.out, settings_of(find(name)))
+        return
+    # Spawned, not forked: a fork would inherit the threads that PyTorch has already started.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        jobs = [pool.submit(train, name, options.data, options.out, settings_of(find(name))) for name in names]
+        for job in jobs:
+            job.result()
 
 
 if __name__ == "__main__":

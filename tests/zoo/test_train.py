@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeattn import files, zoo
+from edgeattn.model import parse_inputs
+from edgeattn.zoo import train, weights
+from edgeattn.zoo.fitting import Settings
+
+NAME = "cbam_resnet_digits"
+SHORT = Settings(epochs=2, samples=150)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "DATA_SETTINGS", {"digits": SHORT})
+    monkeypatch.setattr(train, "TEST_SAMPLES", 60)
+
+
+@pytest.mark.slow
+def test_the_record_is_of_the_stored_weights(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train.main([NAME, "--out", str(tmp_path), "--data", str(tmp_path / "data")])
+    record = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert record["train_samples"] == 150
+    assert record["test_samples"] == 60
+    assert record["weights_sha256"] == files.sha256_file(tmp_path / f"{NAME}.safetensors")
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    model = zoo.factory(NAME)()
+    assert record["parameters"] == sum(weight.numel() for weight in model.parameters())
+    specs = parse_inputs(["1x1x32x32"], model)
+    test = train.load(zoo.find(NAME), tmp_path / "data" / "digits" / "test", specs)
+    assert train.evaluate(model, "classification", *test) == record["metrics"]
+
+
+@pytest.mark.slow
+def test_two_jobs_make_what_one_makes(short: None, tmp_path: Path) -> None:
+    for jobs in ("1", "2"):
+        train.main([NAME, "--jobs", jobs, "--out", str(tmp_path / jobs), "--data", str(tmp_path / "data")])
+    one, two = ((tmp_path / jobs / f"{NAME}.safetensors").read_bytes() for jobs in ("1", "2"))
+    assert one == two
+
+
+def test_every_entry_has_settings_and_no_settings_are_of_nothing() -> None:
+    assert all(train.settings_of(entry).epochs for entry in zoo.MODELS.values())
+    assert set(train.OWN_SETTINGS) <= set(zoo.MODELS)
+
+
+def test_a_data_set_is_written_once_and_anew(tmp_path: Path, short: None) -> None:
+    stale = tmp_path / "digits" / "train" / "3" / "stale.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    train.write_data([NAME, NAME], tmp_path)
+    assert not stale.exists()
+    assert len(list((tmp_path / "digits" / "train").rglob("*.png"))) == 150
+
+
+def test_masks_and_boxes_are_read_as_the_task_asks(tmp_path: Path) -> None:
+    zoo.data.write_scenes(tmp_path, "train", 4)
+    specs = parse_inputs(["1x3x64x64"], torch.nn.Identity())
+    entries = {entry.task: entry for entry in zoo.MODELS.values()}
+    (images,), masks = train.load(entries["segmentation"], tmp_path, specs)
+    _, boxes = train.load(entries["detection"], tmp_path, specs)
+    assert images.shape == (4, 3, 64, 64)
+    assert isinstance(masks, torch.Tensor)
+    assert masks.shape == (4, 64, 64)
+    assert isinstance(boxes, list)
+    assert all(each.shape[1] == 5 for each in boxes)
+
+
+def test_unknown_model_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["resnet5000"])
+    assert f"unknown: resnet5000; known: {NAME}" in capsys.readouterr().err
