@@ -11,13 +11,14 @@ import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgeattn.errors import InputError, one_line
-from edgeattn.graph import Graph, module_of
+from edgeattn.graph import SCOPES, Graph, module_of, modules_around
 from edgeattn.normalise import drop_identities, infer_types, inlined, settle_shapes, upgraded
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
@@ -168,9 +169,9 @@ class _Editor:
             match.inputs(tape),
             ir.convenience.convert_attributes(match.attributes),
             overload=match.variant,
-            name=self.nodes.free(module_of(match.anchor) or op.name),
-            metadata_props=dict(match.anchor.metadata_props),
+            metadata_props=_provenance(match),
         )
+        node.name = self.nodes.free(module_of(node) or op.name)
         tape.nodes.append(node)
         return node, match.finish(tape, node.outputs[0])
 
@@ -179,6 +180,13 @@ class _Editor:
         if key not in functions:
             header = f'<domain: "{DOMAIN}", opset_import: ["": {self.graph.opset}], overload: "{variant}">\n'
             functions[key] = ir.serde.deserialize_function(onnx.parser.parse_function(header + op.function(variant)))
+
+
+def _provenance(match: Match) -> dict[str, str]:
+    """The anchor's metadata; of what is made of other attentions, the modules around all of them."""
+    parts = [modules_around(node) for node in match.nodes if node.domain == DOMAIN]
+    around = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
+    return {**match.anchor.metadata_props, **({SCOPES: repr([*around, match.op])} if around else {})}
 
 
 def _discard(tape: Tape) -> None:

@@ -171,8 +171,13 @@ def dtype_name(dtype: ir.DataType | None) -> str:
 
 def module_of(node: ir.Node) -> str:
     """The path of the PyTorch module a node was traced in, where the exporter left it; else empty."""
+    return (modules_around(node) or [""])[-1]
+
+
+def modules_around(node: ir.Node) -> list[str]:
+    """The paths of the PyTorch modules around a node, from the outermost in, where the exporter left them."""
     scopes = node.metadata_props.get(SCOPES)
-    return str(["", *ast.literal_eval(scopes)][-2]) if scopes else ""
+    return [str(scope) for scope in ast.literal_eval(scopes)[:-1]] if scopes else []
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -218,4 +218,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp("AttentionGate", "arXiv 1804.03999", find, function, reference, cases)
+OP = AttentionOp("AttentionGate", "arXiv 1804.03999", find, function, reference, cases, maps=("weights",))

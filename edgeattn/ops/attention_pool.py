@@ -51,4 +51,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp("AttentionPool", "arXiv 1802.04712, 1904.11492", find, function, reference, cases)
+OP = AttentionOp("AttentionPool", "arXiv 1802.04712, 1904.11492", find, function, reference, cases, maps=("shares",))

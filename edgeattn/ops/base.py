@@ -118,6 +118,7 @@ class AttentionOp:
         reference: the same in PyTorch: `reference(variant, *inputs, **attributes)`, any float dtype; float64 is the
             oracle.
         cases: modules that must match and modules that must not; imports torch.
+        maps: the values of the body that say where it looks, those that a variant has.
     """
 
     name: str
@@ -126,3 +127,4 @@ class AttentionOp:
     function: Callable[[str], str]
     reference: Callable[..., Tensor]
     cases: Callable[[], Sequence[Case]] = field(default=tuple)
+    maps: tuple[str, ...] = ()

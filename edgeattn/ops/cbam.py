@@ -121,4 +121,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp("CBAM", "arXiv 1807.06521", find, function, reference, cases)
+OP = AttentionOp("CBAM", "arXiv 1807.06521", find, function, reference, cases, maps=("channel", "place_weights"))

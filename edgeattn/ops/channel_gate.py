@@ -141,5 +141,11 @@ def cases() -> Sequence[Case]:
 
 
 OP = AttentionOp(
-    "ChannelGate", "arXiv 1709.01507, 1807.06521, 1910.03151, 1911.06667, 1904.11492", find, function, reference, cases
+    "ChannelGate",
+    "arXiv 1709.01507, 1807.06521, 1910.03151, 1911.06667, 1904.11492",
+    find,
+    function,
+    reference,
+    cases,
+    maps=("shares", "weights"),
 )

@@ -196,4 +196,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp(NAME, "arXiv 1502.03044, 1511.07838", find, function, reference, cases)
+OP = AttentionOp(NAME, "arXiv 1502.03044, 1511.07838", find, function, reference, cases, maps=("places",))

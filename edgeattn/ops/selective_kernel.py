@@ -84,4 +84,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp("SelectiveKernel", "arXiv 1903.06586", find, function, reference, cases)
+OP = AttentionOp("SelectiveKernel", "arXiv 1903.06586", find, function, reference, cases, maps=("a",))

@@ -87,4 +87,6 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp(NAME, "arXiv 1706.03762; 1711.07971, 1805.08318 for maps", find, function, reference, cases)
+OP = AttentionOp(
+    NAME, "arXiv 1706.03762; 1711.07971, 1805.08318 for maps", find, function, reference, cases, maps=("weights",)
+)

@@ -177,4 +177,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp("SpatialGate", "arXiv 1807.06521, 1803.02579", find, function, reference, cases)
+OP = AttentionOp("SpatialGate", "arXiv 1807.06521, 1803.02579", find, function, reference, cases, maps=("weights",))

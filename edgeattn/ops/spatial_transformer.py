@@ -132,4 +132,4 @@ def cases() -> Sequence[Case]:
     return CASES
 
 
-OP = AttentionOp(NAME, "arXiv 1506.02025", find, function, reference, cases)
+OP = AttentionOp(NAME, "arXiv 1506.02025", find, function, reference, cases, maps=("grid",))

@@ -1,0 +1,40 @@
+"""Show where each attention of a model looks on one input: the original's maps and the engine's, and their distance."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgeattn.cli.options import data_options, json_option, whole
+from edgeattn.cli.output import check_outputs, emit
+
+HELP = "show where a model's attention looks"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("target", help="an engine, an ONNX file, FILE.py:FACTORY, pkg.mod:FACTORY or zoo:NAME")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="an image or an .npz")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="draw the maps")
+    parser.add_argument("--against", metavar="ORIGINAL", help="the PyTorch original of an engine or an ONNX file")
+    parser.add_argument(
+        "--query", type=whole(0), metavar="N", help="draw what this query sees (default: all, together)"
+    )
+    parser.add_argument("--trust", action="store_true", help="take a plan that its sidecar does not describe")
+    data_options(parser)
+    json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute the maps, describe them, draw them."""
+    from edgeattn.data import read_image
+    from edgeattn.maps import look
+    from edgeattn.maps.picture import picture, save_picture
+
+    check_outputs((args.output, args.json), (args.target, args.input, args.recipe))
+    report = look(args.target, args.input, against=args.against, recipe=args.recipe, trust=args.trust)
+    if args.output is not None:
+        image = read_image(report.image) if report.image else None
+        save_picture(args.output, picture(report.maps, image, args.query))
+    emit(report, args.json)
+    return 0

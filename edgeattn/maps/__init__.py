@@ -1,0 +1,6 @@
+"""Attention maps: where each attention of a model looks, in PyTorch and in an engine, side by side."""
+
+from edgeattn.maps.compare import AttentionMap, MapsReport, look
+from edgeattn.maps.watch import Watch, watched
+
+__all__ = ["AttentionMap", "MapsReport", "Watch", "look", "watched"]

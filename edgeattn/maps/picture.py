@@ -1,0 +1,130 @@
+"""Attention maps as a picture: the original's and the engine's side by side."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from edgeattn.maps.compare import AttentionMap
+    from edgeattn.tensors import Array
+
+PANEL, GAP, LABEL = 160, 8, 14
+CHANNELS = ("ChannelGate", "SelectiveKernel")  # their maps have no places
+# Five points of matplotlib's viridis: even in lightness, and told apart by every eye.
+COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
+
+
+def picture(maps: Sequence[AttentionMap], image: Image | None, query: int | None = None) -> Image:
+    """Draw the maps of one sample: the input, and below it a row a map, the original's and then the engine's.
+
+    Args:
+        maps: in the order of the rows.
+        image: the input, under the maps of places; gray where there is none.
+        query: whose view of the keys is shown, of a softmax attention; by default what all queries see, together.
+    """
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    base = image.convert("RGB").resize((PANEL, PANEL)) if image else Pictures.new("RGB", (PANEL, PANEL), (90, 90, 90))
+    rows = [("input", [base])]
+    for item in maps:
+        arrays = [array for array in (item.original, item.engine) if array is not None]
+        rows.append((f"{item.name} ({item.op} {item.kind})", [panel(item, array, base, query) for array in arrays]))
+    step = PANEL + GAP + LABEL
+    canvas = Pictures.new("RGB", (2 * (PANEL + GAP) + GAP, len(rows) * step + GAP), (255, 255, 255))
+    draw = ImageDraw.Draw(canvas)
+    for row, (label, panels) in enumerate(rows):
+        top = GAP + row * step
+        draw.text((GAP, top), label, (0, 0, 0))
+        for column, drawn in enumerate(panels):
+            canvas.paste(drawn, (GAP + column * (PANEL + GAP), top + LABEL))
+    return canvas
+
+
+def save_picture(path: Path, drawn: Image) -> None:
+    """Write a PNG in one step."""
+    stream = io.BytesIO()
+    drawn.save(stream, "PNG", optimize=True)
+    files.write_atomic(path, stream.getvalue())
+
+
+def panel(item: AttentionMap, array: Array, base: Image, query: int | None = None) -> Image:
+    """One map of the first sample: heat over the picture where it has places, bars where it has none."""
+    values = np.asarray(array[0], np.float64)
+    if item.op == "SpatialTransformer":
+        return _grid(values, base)
+    if item.op == "SoftmaxAttention":
+        keys = values.reshape(-1, *values.shape[-2:]).mean(0)
+        values = keys.mean(0) if query is None else keys[min(query, len(keys) - 1)]
+    if item.op == "HardAttention":
+        return _bars(np.bincount(values.astype(int).ravel(), minlength=1).astype(float), base)
+    plane = None if item.op in CHANNELS or item.kind == "channel" else _plane(values)
+    return _bars(values.ravel(), base) if plane is None else _heat(plane, base)
+
+
+def _plane(values: Array) -> Array | None:
+    """A map of places (h, w), where the values are one: an image layout, or a square number of tokens."""
+    sizes = [size for size in values.shape if size != 1]
+    if len(sizes) == 2:
+        return values.reshape(sizes)
+    count = sizes[0] if len(sizes) == 1 else 0
+    for skipped in (0, 1):  # a class token comes first
+        side = math.isqrt(count - skipped) if count > skipped else 0
+        if side > 2 and side * side == count - skipped:
+            return values.ravel()[skipped:].reshape(side, side)
+    return None
+
+
+def _heat(plane: Array, base: Image) -> Image:
+    from PIL import Image as Pictures
+
+    low, high = float(plane.min()), float(plane.max())
+    scaled = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
+    large = Pictures.fromarray((255 * scaled).astype(np.uint8)).resize((PANEL, PANEL), Pictures.Resampling.BILINEAR)
+    colours = Pictures.fromarray(_coloured(np.asarray(large, float) / 255))
+    return Pictures.blend(base, colours, 0.6)
+
+
+def _coloured(values: Array) -> Array:
+    places = np.linspace(0, 1, len(COLOURS))
+    return np.stack([np.interp(values, places, COLOURS[:, channel]) for channel in range(3)], -1).astype(np.uint8)
+
+
+def _bars(values: Array, base: Image) -> Image:
+    """One bar a value, from the smaller of 0 and the least to the greatest."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    drawn = Pictures.new("RGB", base.size, (245, 245, 245))
+    draw = ImageDraw.Draw(drawn)
+    high = max(float(values.max(initial=0)), 1e-12)
+    width = PANEL / max(len(values), 1)
+    for index, value in enumerate(values):
+        top = PANEL * (1 - max(float(value), 0) / high)
+        colour: Any = tuple(int(part) for part in _coloured(np.array([float(value) / high]))[0])
+        draw.rectangle((index * width, top, max((index + 1) * width - 1, index * width), PANEL), colour)
+    return drawn
+
+
+def _grid(grid: Array, base: Image) -> Image:
+    """Where a sampling grid (h, w, 2) lies in the picture."""
+    from PIL import ImageDraw
+
+    drawn = base.copy()
+    draw = ImageDraw.Draw(drawn)
+    places = (grid + 1) / 2 * PANEL
+    for lines in (places, places.swapaxes(0, 1)):
+        for line in lines[:: max(1, len(lines) // 8)]:
+            draw.line([tuple(place) for place in line], (253, 231, 37))
+    return drawn
