@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.cli import main
+from edgeattn.cli import main, parity
 from edgeattn.graph import save_graph
+from edgeattn.metrics import TASKS
 from tests.graphs import self_attention
 
 
@@ -96,7 +97,8 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["export", "net.py:net", "-o", "net.py", "--input", "1x3"], 2, "would overwrite net.py"),
         (["run", "m.engine", "--input", "x.npz", "--output", "x.npz"], 2, "would overwrite x.npz"),
         (["parity", "m.engine", "--against", "model.onnx", "--random", "--html", "m.engine"], 2, "would overwrite"),
-        (["parity", "m.engine", "--against", "model.onnx", "--random", "--limit", "3"], 2, "--limit and --recipe"),
+        (["parity", "m.engine", "--against", "model.onnx", "--random", "--limit", "3"], 2, "--limit, --recipe"),
+        (["parity", "m.engine", "--against", "model.onnx", "--random", "--task", "detection"], 2, "and --task"),
     ],
 )
 def test_bad_input_gets_one_line_and_its_exit_code(
@@ -127,12 +129,17 @@ def test_bad_input_gets_one_line_and_its_exit_code(
         ["parity", "m.engine", "--against", "m.onnx", "--random", "--seed", "-1"],
         ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--limit", "0"],
         ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--max-drop", "top1=1%,top1=2%"],
+        ["parity", "m.engine", "--against", "m.onnx", "--data", "d", "--task", "driving"],
     ],
 )
 def test_wrong_usage_is_exit_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
+
+
+def test_parity_offers_every_task() -> None:
+    assert tuple(TASKS) == parity.TASKS
 
 
 def test_settings_come_from_command_line_then_environment_then_file(

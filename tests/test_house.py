@@ -26,22 +26,23 @@ ORDER = re.findall(
     r"\w+",
     """
     errors
-    tensors files tolerance images weights
+    tensors files tolerance images metrics weights
     validate
     graph engine reports interpreter sizes normalise
     ops kernels
     nn model export fuse costs
     backends lowering inspect
-    data precision
+    folders data precision
     profile run parity camera
     zoo
     build search doctor
+    maps
     cli __main__
 """,
 )
 
 HEAVY = {"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "polygraphy", "triton"} | {
-    "cv2", "av", "ray", "sklearn", "PIL", "safetensors",
+    "cv2", "av", "ray", "sklearn", "skimage", "PIL", "safetensors",
 }  # fmt: skip
 # Modules that are about such a package, and are themselves imported only where they are used.
 ABOUT = {"torch": ("nn/", "zoo/", "ops/", "export/remedies.py"), "triton": ("kernels/",)}

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from edgeattn import __version__
-from edgeattn.cli import build, doctor, export, inspect, parity, run
+from edgeattn.cli import attention, build, doctor, export, inspect, parity, run, zoo
 from edgeattn.cli.options import apply_settings, common_options
 from edgeattn.errors import EdgeAttnError, UnsupportedError
 from edgeattn.reports.text import printable
 
-COMMANDS = (doctor, export, inspect, build, run, parity)
+COMMANDS = (doctor, export, inspect, build, run, parity, zoo, attention)
 INTERRUPTED = 130
 
 
