@@ -143,7 +143,7 @@ def _trace(
     image_axes_move = any(axis > 0 for axes in dynamic.values() for axis in axes)
     export = _dynamo if exporter == "dynamo" else _torchscript
     try:
-        with _quiet(), _fast_path_off(), _flat(model, list(feeds)), Remedies(exporter, image_axes_move) as remedies:
+        with _quiet(), fast_path_off(), _flat(model, list(feeds)), Remedies(exporter, image_axes_move) as remedies:
             return export(model, feeds, dynamic, opset, names), list(remedies.notes)
     except Exception as err:
         for cause in _causes(err):
@@ -262,8 +262,8 @@ def _flat(model: Model, inputs: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fast_path_off() -> Iterator[None]:
-    """The transformer fast path is one fused operator that no exporter knows."""
+def fast_path_off() -> Iterator[None]:
+    """Run `nn.MultiheadAttention` step by step; its fast path is one fused operator, into which nobody can look."""
     import torch
 
     before = torch.backends.mha.get_fastpath_enabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class MapsReport:
     compared: Mapping[str, str]
     maps: tuple[AttentionMap, ...]
     missed: tuple[str, ...] = ()
-    image: Path | None = field(default=None)
+    image: Path | None = None
 
     def __str__(self) -> str:
         rows = [

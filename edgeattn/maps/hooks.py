@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeattn.export.exporter import fast_path_off
 from edgeattn.model import Model, call_named, parameters, tensor_from
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def seen_in(model: Model, feeds: Feeds) -> list[Seen]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others never make the weights
-        stack.enter_context(_without_fast_path())
+        stack.enter_context(fast_path_off())  # it never makes the weights either
         path = stack.enter_context(_module_paths(model.module))
         stack.enter_context(_recorder(path, found))
         call_named(model.module, parameters(model.module), tensors)
@@ -103,20 +104,7 @@ def _module_paths(module: nn.Module) -> Iterator[list[str]]:
 
 
 def _dropped(stack: list[str]) -> None:
-    stack.pop()
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """`nn.MultiheadAttention` in its plain form, which makes the weights."""
-    import torch
-
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    stack.pop()  # and returns nothing: what a hook returns takes the place of the result
 
 
 def matching(seen: list[Seen], op: str, module: str, like: Array) -> Array | None:

@@ -11,6 +11,7 @@ from edgeattn.zoo.data.files import write_npz
 from edgeattn.zoo.data.sources import (
     Split,
     blended,
+    contrast,
     crop,
     generator,
     glyphs,
@@ -69,13 +70,3 @@ def fusion(split: Split, number: int) -> tuple[Array, Array, list[tuple[int, int
     depth = grained(depth, rng, 5)
     depth[rng.integers(0, 100, depth.shape) < 3] = 255
     return grained(rgb, rng, 8), depth, standing
-
-
-def contrast(picture: Array, centre: tuple[int, int], rng: np.random.Generator) -> Array:
-    """A colour unlike what is around `centre` (x, y): the most distant of six random ones."""
-    x, y = centre
-    around = picture[max(y - 10, 0) : y + 11, max(x - 10, 0) : x + 11].reshape(-1, 3)
-    mean = around.astype(np.int64).sum(0) // len(around)
-    colours = rng.integers(0, 256, (6, 3))
-    farthest: Array = colours[np.abs(colours - mean).sum(1).argmax()].astype(np.uint8)
-    return farthest

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeattn.zoo.data.files import write_png
-from edgeattn.zoo.data.fusion import contrast
 from edgeattn.zoo.data.sources import (
     SHAPES,
     Split,
     blended,
     coins,
+    contrast,
     crop,
     generator,
     glyphs,

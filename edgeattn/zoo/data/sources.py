@@ -192,3 +192,13 @@ def grained(picture: Array, rng: np.random.Generator, grain: int) -> Array:
     noise = rng.integers(-grain, grain + 1, picture.shape)
     noisy: Array = np.clip(picture.astype(np.int64) + noise, 0, 255).astype(np.uint8)
     return noisy
+
+
+def contrast(picture: Array, centre: tuple[int, int], rng: np.random.Generator) -> Array:
+    """A colour unlike what is around `centre` (x, y): the most distant of six random ones."""
+    x, y = centre
+    around = picture[max(y - 10, 0) : y + 11, max(x - 10, 0) : x + 11].reshape(-1, 3)
+    mean = around.astype(np.int64).sum(0) // len(around)
+    colours = rng.integers(0, 256, (6, 3))
+    farthest: Array = colours[np.abs(colours - mean).sum(1).argmax()].astype(np.uint8)
+    return farthest
