@@ -5,15 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from edgeattn.nn import CBAM, ChannelAttention, SpatialAttention
+from tests.nn.oracles import prepared, sigmoid
 
 shapes = st.tuples(*[st.sampled_from([1, 2, 3, 5, 7, 11])] * 4)  # (B, C, H, W)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
 
 
 def channel_oracle(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
@@ -38,16 +34,6 @@ def spatial_oracle(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
             score += (planes[:, :, i : i + H, j : j + W] * kernel[:, i, j, None, None]).sum(1)
     score = (score - weights["conv.bn.running_mean"]) / np.sqrt(weights["conv.bn.running_var"] + 1e-5)
     return x * sigmoid(score * weights["conv.bn.weight"] + weights["conv.bn.bias"])[:, None]
-
-
-def prepared(module: nn.Module) -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """The module in float64 with every parameter and statistic drawn at random, and its values by name."""
-    module = module.double().eval()
-    with torch.no_grad():
-        for value in module.state_dict().values():
-            if value.is_floating_point():
-                value.copy_(torch.rand_like(value) + 0.5)
-    return module, {name: value.numpy() for name, value in module.state_dict().items()}
 
 
 def close(ours: torch.Tensor, expected: np.ndarray, x: np.ndarray) -> bool:
