@@ -19,7 +19,7 @@ from onnx_ir.passes import common
 
 from edgeattn.errors import InputError, one_line
 from edgeattn.graph import SCOPES, Graph, module_of, modules_around
-from edgeattn.normalise import drop_identities, infer_types, inlined, settle_shapes, upgraded
+from edgeattn.normalise import drop_identities, infer_types, inlined, merge_casts, settle_shapes, upgraded
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN, MIN_OPSET, VERSION, AttentionOp, Facts, Match, Miss, Tape
 
@@ -110,6 +110,7 @@ def _prepared(graph: Graph) -> tuple[Graph | None, tuple[str, ...]]:
         return None, (f"not searched for attention: {err}",)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     drop_identities(model)
+    merge_casts(model)
     common.NameFixPass()(model)
     settle_shapes(model)
     return Graph(model, graph.path, graph.source_sha256), ()

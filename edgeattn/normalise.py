@@ -35,6 +35,18 @@ def inlined(model: ir.Model) -> ir.Model:
     return copy
 
 
+def merge_casts(model: ir.Model) -> None:
+    """Keep one of the casts of a value to a type: converters to FP16 cast an input for each of its readers."""
+    known: dict[tuple[object, ...], ir.Value] = {}
+    for node in [node for node in model.graph if node.op_type == "Cast" and node.domain in ("", "ai.onnx")]:
+        output = node.outputs[0]
+        how = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+        first = known.setdefault((node.inputs[0], *how), output)
+        if first is not output and not output.is_graph_output():
+            ir.convenience.replace_all_uses_with(output, first)
+            model.graph.remove(node, safe=True)
+
+
 def drop_identities(model: ir.Model) -> None:
     """Remove each Identity of the main graph that makes no output; a branch of an If may need its own to return one."""
     for node in [node for node in model.graph if node.op_type == "Identity" and node.domain in ("", "ai.onnx")]:

@@ -15,9 +15,20 @@ from edgeattn.ops.layers import Unlike, bare
 if TYPE_CHECKING:
     from torch import Tensor
 
+RESIDUAL = "+1"  # the end of a gate's kind: x * (1 + gate) is x + x * gate
+
 
 def gate(value: ir.Value) -> tuple[str, ir.Value] | None:
-    """(kind, z) if a value is sigmoid(z), hardsigmoid(z) (slope 1/6) or tanh(z), each as an operator or written out."""
+    """(kind, z) if a value is sigmoid(z), hardsigmoid(z) (slope 1/6) or tanh(z), each as an operator or written out.
+
+    One more than that, which gates of residual attention are, is kind "sigmoid+1" and the like.
+    """
+    inner = _other(walk.made_by(value, "Add"), 1.0)
+    found = _gate(value if inner is None else bare(inner))
+    return found if inner is None or found is None else (f"{found[0]}{RESIDUAL}", found[1])
+
+
+def _gate(value: ir.Value) -> tuple[str, ir.Value] | None:
     node = walk.made_by(value, "Sigmoid", "HardSigmoid", "Tanh", "Div", "Mul", "Reciprocal")
     source = node.inputs[0] if node is not None else None
     if node is None or source is None:
@@ -92,10 +103,11 @@ def activation(value: ir.Value) -> tuple[str, ir.Value]:
 
 def _products(node: ir.Node) -> Iterator[tuple[str, ir.Value]]:
     """Products that are activations: z sigmoid(z), z hardsigmoid(z), z (1 + erf(z / sqrt 2)) / 2, however grouped."""
+    known = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
     for left, right in (node.inputs, node.inputs[::-1]):
         found = gate(right) if right is not None else None
-        if found is not None and found[1] is left and found[0] != "tanh":
-            yield {"sigmoid": "silu", "hardsigmoid": "hardswish"}[found[0]], found[1]
+        if found is not None and found[1] is left and found[0] in known:
+            yield known[found[0]], found[1]
     factors, number = _factors(node)
     if len(factors) == 2 and number == 0.5:
         for z, other in (factors, factors[::-1]):
@@ -153,9 +165,16 @@ def activation_text(kind: str, before: str, after: str) -> str:
 
 
 def gate_text(kind: str, before: str, after: str) -> str:
-    """An ONNX statement that computes `after` from `before`."""
+    """ONNX statements that compute `after` from `before`."""
     operator = {"sigmoid": "Sigmoid", "hardsigmoid": "HardSigmoid <alpha = 0.16666667, beta = 0.5>", "tanh": "Tanh"}
-    return f"{after} = {operator[kind]} ({before})"
+    plain = kind.removesuffix(RESIDUAL)
+    if plain == kind:
+        return f"{after} = {operator[kind]} ({before})"
+    return f"""
+        {after}_gate = {operator[plain]} ({before})
+        {after}_one = Constant <value = float {{1.0}}> ()
+        {after}_one_like = CastLike ({after}_one, {before})
+        {after} = Add ({after}_gate, {after}_one_like)"""
 
 
 def activate(kind: str, z: Tensor) -> Tensor:
@@ -167,5 +186,5 @@ def activate(kind: str, z: Tensor) -> Tensor:
         "identity": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "hardswish": F.hardswish,
         "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "tanh": torch.tanh,
     }  # fmt: skip
-    result: Tensor = known[kind](z)
-    return result
+    result: Tensor = known[kind.removesuffix(RESIDUAL)](z)
+    return 1 + result if kind.endswith(RESIDUAL) else result

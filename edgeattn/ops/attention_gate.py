@@ -8,7 +8,8 @@ at one resolution. In variant "coarse" the gate is computed on a smaller map and
     AttentionGate(x, p, wx, b, wp, bp) = x * resize(sigmoid(conv(relu(conv(x, wx) + b + p), wp) + bp))
 
 with p (B, F, h, w) the projected signal, already of the size that the convolution of x (any kernel and stride) gives.
-Normalisation in inference is folded into the weights.
+Variant "late" resamples before the sigmoid: x * sigmoid(resize(conv(...))). Normalisation in inference is folded into
+the weights.
 
 Source: Oktay et al., "Attention U-Net", 2018, arXiv 1804.03999, section 2, equations 1 and 2.
 """
@@ -16,14 +17,18 @@ Source: Oktay et al., "Attention U-Net", 2018, arXiv 1804.03999, section 2, equa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeattn.ops import walk
+from edgeattn.ops.activations import gate
 from edgeattn.ops.base import AttentionOp, Case, Facts, Match, Miss
 from edgeattn.ops.layers import Layer, Unlike, elements, itemsize, layer, sizes, unspread, weighed_maps
+from edgeattn.ops.layout import VIEWS
+from edgeattn.ops.products import name_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +36,11 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 Attributes = Mapping[str, str | Sequence[int]]
+ENDS = ("Softplus", "Softmax", "Relu", "LeakyRelu", "Elu", "Clip", "Exp", "Softsign")  # of gates that are no such gate
 
 
 def function(variant: str) -> str:
-    """The body for `same` or `coarse`."""
+    """The body for `same`, `coarse` or `late`."""
     if variant == "same":
         return """
         AttentionGate (x, g, wx, wg, b, wp, bp) => (y) {
@@ -46,24 +52,26 @@ def function(variant: str) -> str:
             weights = Sigmoid (z)
             y = Mul (x, weights)
         }"""
-    return """
-        AttentionGate <strides, pads, kernel_shape, mode, coordinates, nearest> (x, p, wx, b, wp, bp) => (y) {
+    before, after = ("weights = Sigmoid (z)", "weights") if variant == "coarse" else ("", "z")
+    return f"""
+        AttentionGate <strides, pads, kernel_shape, mode, coordinates, nearest> (x, p, wx, b, wp, bp) => (y) {{
             theta = Conv <strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape> (x, wx, b)
             sum = Add (theta, p)
             active = Relu (sum)
             z = Conv (active, wp, bp)
-            weights = Sigmoid (z)
-            outer = Shape <start = 0, end = 2> (weights)
+            {before}
+            outer = Shape <start = 0, end = 2> ({after})
             inner = Shape <start = 2> (x)
             size = Concat <axis = 0> (outer, inner)
             resized = Resize <mode: string = @mode, coordinate_transformation_mode: string = @coordinates,
-                              nearest_mode: string = @nearest> (weights, , , size)
-            y = Mul (x, resized)
-        }"""
+                              nearest_mode: string = @nearest> ({after}, , , size)
+            {"" if before else "weights = Sigmoid (resized)"}
+            y = Mul (x, {"resized" if before else "weights"})
+        }}"""
 
 
 def reference(variant: str, x: Tensor, *inputs: Tensor, **attributes: str | Sequence[int]) -> Tensor:
-    """The formula in PyTorch; `coarse` knows the resampling that PyTorch itself exports.
+    """The formula in PyTorch; `coarse` and `late` know the resampling that PyTorch itself exports.
 
     Raises:
         ValueError: PyTorch has no such resampling.
@@ -77,7 +85,7 @@ def reference(variant: str, x: Tensor, *inputs: Tensor, **attributes: str | Sequ
     p, wx, b, wp, bp = inputs
     top, left, bottom, right = (int(pad) for pad in attributes["pads"])
     theta = F.conv2d(F.pad(x, (left, right, top, bottom)), wx, b, stride=tuple(attributes["strides"]))  # type: ignore[arg-type]
-    weights = torch.sigmoid(F.conv2d(F.relu(theta + p), wp, bp))
+    z = F.conv2d(F.relu(theta + p), wp, bp)
     how = attributes["mode"], attributes["coordinates"]
     known = {
         ("nearest", "asymmetric"): {"mode": "nearest"},
@@ -87,7 +95,11 @@ def reference(variant: str, x: Tensor, *inputs: Tensor, **attributes: str | Sequ
     }
     if how not in known:
         raise ValueError(f"PyTorch does not resample as {how}; known: {', '.join(map(str, known))}")
-    return x * F.interpolate(weights, size=x.shape[2:], **known[how])  # type: ignore[arg-type]
+
+    def resized(y: Tensor) -> Tensor:
+        return F.interpolate(y, size=x.shape[2:], **known[how])  # type: ignore[arg-type]
+
+    return x * (resized(torch.sigmoid(z)) if variant == "coarse" else torch.sigmoid(resized(z)))
 
 
 def find(graph: ir.Graph) -> Iterator[Match | Miss]:
@@ -95,14 +107,34 @@ def find(graph: ir.Graph) -> Iterator[Match | Miss]:
     return weighed_maps(graph, "AttentionGate", _match)
 
 
-def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
-    expand = walk.made_by(weights, "Expand")
-    inner = weights if expand is None else expand.inputs[0]
-    if (walk.dims(inner) or ())[1:2] != (1,):
+@dataclass(frozen=True)
+class _Gate:
+    """What ends in a plane of weights: its last step, the resampling around it, psi, and psi's two summands."""
+
+    end: str
+    resize: ir.Node | None
+    late: bool
+    psi: Layer
+    summands: tuple[ir.Value, ir.Value]
+
+
+def _gate(weights: ir.Value) -> _Gate | None:
+    """The gate that a plane of weights is, whatever its last step; None where no ReLU of a sum is behind it."""
+    resize = walk.made_by(weights, "Resize")
+    value = weights if resize is None else resize.inputs[0]
+    if value is None:
         return None
-    resize = walk.made_by(inner, "Resize")
-    sigmoid = walk.made_by(inner if resize is None else resize.inputs[0], "Sigmoid")
-    psi = layer(sigmoid.inputs[0]) if sigmoid is not None and sigmoid.inputs[0] is not None else None
+    chosen = walk.made_by(value, "Where")  # PyTorch's softplus is z itself where that is large
+    last = value if chosen is None or chosen.inputs[2] is None else chosen.inputs[2]
+    found, node = gate(value), walk.made_by(walk.behind(last, VIEWS), *ENDS)
+    if found is not None:
+        end, z = found
+    elif node is not None and node.inputs[0] is not None:
+        end, z = name_of(node), walk.behind(node.inputs[0], VIEWS)
+    else:
+        end, z = "no sigmoid", value
+    inner = walk.made_by(z, "Resize") if resize is None else None
+    psi = layer(z if inner is None or inner.inputs[0] is None else inner.inputs[0])
     relu = walk.made_by(psi.source, "Relu") if psi is not None else None
     add = walk.made_by(relu.inputs[0], "Add") if relu is not None else None
     if psi is None or add is None or psi.weight.ndim != 4 or psi.weight.shape[0] != 1 or psi.pointwise is None:
@@ -110,7 +142,21 @@ def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
     left, right = add.inputs
     if left is None or right is None or left.const_value is not None or right.const_value is not None:
         return None
-    theta, other = _projection(x, left, right)
+    return _Gate(end, resize or inner, inner is not None, psi, (left, right))
+
+
+def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
+    expand = walk.made_by(weights, "Expand")
+    inner = weights if expand is None else expand.inputs[0]
+    found = _gate(inner) if inner is not None and (walk.dims(inner) or ())[1:2] == (1,) else None
+    projected = None if found is None else _projection(x, *found.summands)
+    if found is None or (projected is None and found.end != "sigmoid"):
+        return None
+    if found.end != "sigmoid":
+        raise Unlike(f"the gate ends in {found.end}, expected a sigmoid")
+    if projected is None:
+        raise Unlike(f"neither summand is a convolution of {x.name!r}, which is weighed")
+    (theta, other), psi, resize = projected, found.psi, found.resize
     unspread(weights, x)
     phi = layer(other)
     attributes: Attributes = {}
@@ -119,7 +165,7 @@ def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
     else:
         if resize is None:
             raise Unlike("the projections are no 1x1 convolutions, and the gate is not resampled to the map's size")
-        variant, signal, arrays = "coarse", other, [theta.weight, theta.bias]
+        variant, signal, arrays = "late" if found.late else "coarse", other, [theta.weight, theta.bias]
         attributes = {**_window(theta), **_resampling(resize, x)}
     arrays += [psi.weight, psi.bias]
     return Match(
@@ -130,19 +176,19 @@ def _match(node: ir.Node, x: ir.Value, weights: ir.Value) -> Match | None:
         node.outputs[0],
         lambda tape: [x, signal, *(tape.constant(array) for array in arrays)],
         attributes,
-        _facts(x, signal, arrays, walk.dims(sigmoid.outputs[0]) if sigmoid else None),
+        _facts(x, signal, arrays, walk.dims(inner if resize is None else resize.inputs[0])),
     )
 
 
-def _projection(x: ir.Value, left: ir.Value, right: ir.Value) -> tuple[Layer, ir.Value]:
-    """The convolution of x among two summands, and the other summand."""
+def _projection(x: ir.Value, left: ir.Value, right: ir.Value) -> tuple[Layer, ir.Value] | None:
+    """The convolution of x among two summands, and the other summand; None where neither is one."""
     for one, other in ((left, right), (right, left)):
         theta = layer(one)
         if theta is not None and theta.source is x and theta.node.op_type == "Conv":
             if walk.integer(theta.node, "group", 1) != 1:
                 raise Unlike(f"the projection {theta.node.name!r} is grouped, expected one group")
             return theta, other
-    raise Unlike(f"neither summand is a convolution of {x.name!r}, which is weighed")
+    return None
 
 
 def _sum(left: Array, right: Array) -> Array:

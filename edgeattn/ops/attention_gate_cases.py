@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,12 @@ from torch.nn import functional as F
 from edgeattn.ops.base import Case
 
 C, G, INNER = 6, 8, 5
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": F.softplus,
+    "softmax": lambda z: z.flatten(2).softmax(2).view_as(z),
+    "hardsigmoid": F.hardsigmoid,
+    "nothing": lambda z: z,
+}
 
 
 def _normalised(channels: int, out: int) -> nn.Sequential:
@@ -64,6 +72,8 @@ class Altered(Same):
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         if self.how == "signal":
             return g * self.psi(self.relu(self.W_x(x) + self.W_x(torch.sin(x))))
+        if self.how in ENDS:
+            return x * ENDS[self.how](self.psi[:2](self.relu(self.W_g(g) + self.W_x(x))))
         if self.how == "added":
             return x + self.psi(self.relu(self.W_g(g) + self.W_x(x)))
         return x * self.psi(self.W_g(g) + self.W_x(x))
@@ -75,8 +85,13 @@ CASES = (
     Case("same", Same, EQUAL, FOUND, dynamic=("batch", "height", "width")),
     Case("grid-bilinear", Grid, COARSE, FOUND),
     Case("grid-nearest", lambda: Grid("nearest"), COARSE, FOUND),
-    Case("resampled-before-sigmoid", lambda: Grid(late=True), COARSE),
+    Case("resampled-before-sigmoid", lambda: Grid(late=True), COARSE, FOUND),
+    Case("resampled-nearest-before-sigmoid", lambda: Grid("nearest", late=True), COARSE, FOUND),
     Case("of-another-map", lambda: Altered("signal"), EQUAL, missed="neither summand is a convolution"),
+    Case("ends-in-softplus", lambda: Altered("softplus"), EQUAL, missed="the gate ends in Softplus"),
+    Case("ends-in-softmax", lambda: Altered("softmax"), EQUAL, missed="the gate ends in Softmax"),
+    Case("ends-in-hardsigmoid", lambda: Altered("hardsigmoid"), EQUAL, missed="the gate ends in hardsigmoid"),
+    Case("ends-in-nothing", lambda: Altered("nothing"), EQUAL, missed="the gate ends in no sigmoid"),
     Case("added", lambda: Altered("added"), EQUAL),
     Case("no-relu", lambda: Altered("no-relu"), EQUAL),
 )

@@ -141,6 +141,53 @@ class Channelwise(nn.Module):
         return (self.score(x).softmax(1) * x).sum(1)
 
 
+class Scales(nn.Module):
+    """Attention to scale (arXiv 1511.03339): each place has weights for the scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.attention = nn.Conv2d(C, H, 1), nn.Conv2d(2 * C, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = F.interpolate(F.avg_pool2d(x, 2, 2, ceil_mode=True), size=x.shape[2:], mode="bilinear")
+        weights = self.attention(torch.cat([x, coarse], 1)).softmax(1)
+        return torch.stack([self.score(x), self.score(coarse)], 1).mul(weights.unsqueeze(2)).sum(1)
+
+
+class Separable(nn.Module):
+    """MobileViT v2's attention (arXiv 2206.02680): the patches of each place are pooled to one context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Conv2d(C, 1 + 2 * C, 1), nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split([1, C, C], dim=1)
+        context = (k * q.softmax(-1)).sum(dim=-1, keepdim=True)
+        return self.out(F.relu(v) * context.expand_as(v))
+
+
+class Normalised(nn.Module):
+    """SwiftFormer's additive attention (arXiv 2303.15446): weights divided by their norm instead of a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(C, C)
+        self.w = nn.Parameter(torch.randn(C, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = F.normalize(self.q(x), dim=-1), F.normalize(self.k(x), dim=-1)
+        weights = F.normalize(q @ self.w * C**-0.5, dim=1)
+        return self.out((weights * q).sum(dim=1, keepdim=True) * k) + q
+
+
+class Cosine(nn.Module):
+    """A similarity of two tensors: a sum of a normalised one, but no weights of items."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (F.normalize(x, dim=1) * F.normalize(y, dim=1)).sum(1)
+
+
 class Classifier(nn.Module):
     """A softmax over classes and an expectation over constants: no items."""
 
@@ -179,5 +226,10 @@ CASES = (
     Case("rows", lambda: Places("rows"), MAP, missed="expected the same"),
     Case("everything", lambda: Places("everything"), MAP, missed="also sums over"),
     Case("channelwise", Channelwise, ITEMS, missed="expected one for each item"),
+    Case("scales", Scales, MAP, FOUND, dynamic=IMAGE),
+    Case("separable", Separable, MAP, FOUND, dynamic=IMAGE),
+    Case("separable-of-one", Separable, ((1, C, 4, 9),), FOUND),
+    Case("divided-by-norm", Normalised, ITEMS, missed="divided by their norm"),
+    Case("cosine", Cosine, (*ITEMS, *ITEMS)),
     Case("classifier", Classifier, ITEMS),
 )

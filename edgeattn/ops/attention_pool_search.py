@@ -1,11 +1,8 @@
-"""How a graph is searched for `AttentionPool`: from every sum of products back to a softmax over what is summed.
-
-A sum of products is read with a label for each axis, as `Einsum` has them, however it is spelled.
-"""
+"""How a graph is searched for `AttentionPool`: from every sum of products back to a softmax over what is summed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -13,28 +10,18 @@ from math import prod
 import onnx_ir as ir
 
 from edgeattn.ops import walk
+from edgeattn.ops.attention_pool_sums import Sum, behind, norm_of, sum_of
 from edgeattn.ops.base import Facts, Match, Miss, Tape
 from edgeattn.ops.layers import Unlike, itemsize, parameter
 from edgeattn.ops.layout import VIEWS, Axes, Dim, Frame, Step, apply, same
 from edgeattn.ops.products import Softmax, is_of_two_tensors, name_of, product_of, softmaxes
 
 NAME = "AttentionPool"
-LABELS = "abcdefgh"
 FURTHEST = 64  # nodes around a softmax among which the product is whose scores it takes
 STEPS = (  # between product and softmax
     *VIEWS, "Add", "Sub", "Mul", "Div", "Where", "Neg", "Clip", "Expand", "Slice", "Relu", "TopK",
     "ScatterElements", "ScatterND",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """sum of left * right over the labels that `out` lacks; " " labels an axis that is left of a sum, of size one."""
-
-    node: ir.Node
-    values: tuple[ir.Value, ir.Value]
-    labels: tuple[str, str]
-    out: str
 
 
 @dataclass(frozen=True)
@@ -51,12 +38,16 @@ class _Pool:
 def find(graph: ir.Graph) -> Iterator[Match | Miss]:
     """Every weighted sum of items whose weights are a softmax over these items."""
     known = {softmax.weights: softmax for softmax in softmaxes(graph)}
-    for node in graph if known else ():
-        total = _sum(node)
+    for node in graph:
+        total = sum_of(node)
         if total is None:
             continue
         for side in (0, 1):
-            softmax, views = _behind(total.values[side], known)
+            softmax, views = behind(total.values[side], known)
+            if softmax is None and (norm := norm_of(total, side)) is not None:
+                reason = f"the weights are divided by their norm in {name_of(norm)}, expected a softmax over the items"
+                yield Miss(NAME, node, (norm, node), reason)
+                break
             if softmax is None or parameter(total.values[1 - side]) is not None:
                 continue
             if not node.op_type.startswith("Reduce") and _asks(softmax.scores):
@@ -86,71 +77,6 @@ def _asks(scores: ir.Value) -> bool:
     return False
 
 
-# The sum of products
-
-
-def _sum(node: ir.Node) -> _Sum | None:
-    """The node as a sum of products; a sum that is summed on is none."""
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type in ("ReduceSum", "ReduceMean"):
-        summed_on = walk.users(node.outputs[0], "ReduceSum")
-        found = _reduced(node.outputs[0]) if not summed_on else None
-        return None if found is None else _products(node, *found)
-    if node.op_type not in ("MatMul", "Gemm", "Einsum") or len(node.inputs) < 2:
-        return None
-    left, right = node.inputs[:2]
-    if left is None or right is None:
-        return None
-    if node.op_type == "Einsum":
-        inputs, arrow, out = node.attributes["equation"].as_string().replace(" ", "").partition("->")
-        one, _, other = inputs.partition(",")
-        plain = bool(arrow) and all(len(set(labels)) == len(labels) for labels in (one, other, out))
-        ranks = [len(walk.dims(value) or ()) for value in node.inputs]
-        return _Sum(node, (left, right), (one, other), out) if plain and ranks == [len(one), len(other)] else None
-    product = product_of(node)
-    return (
-        _Sum(node, (left, right), product.labels, product.out) if product is not None and product.factor == 1 else None
-    )
-
-
-def _reduced(value: ir.Value | None) -> tuple[ir.Node, str] | None:
-    """The product behind one or more sums, and the labels of its axes that are left."""
-    node = walk.made_by(value, "ReduceSum", "ReduceMean", "Mul")
-    shape = walk.dims(value)
-    if node is None or shape is None:
-        return None
-    if node.op_type == "Mul":
-        return (node, LABELS[: len(shape)]) if len(shape) <= len(LABELS) else None
-    found = _reduced(node.inputs[0])
-    axes = walk.axes_of(node, len(found[1])) if found is not None else None
-    if found is None or not axes:
-        return None
-    left = " " if walk.integer(node, "keepdims", 1) else ""
-    return found[0], "".join(left if place in axes else label for place, label in enumerate(found[1]))
-
-
-def _products(node: ir.Node, product: ir.Node, out: str) -> _Sum | None:
-    left, right = product.inputs
-    ranks = [len(walk.dims(value) or ()) for value in (left, right, product.outputs[0])]
-    if left is None or right is None or 0 in ranks:
-        return None
-    labels = tuple(LABELS[ranks[2] - rank : ranks[2]] for rank in ranks[:2])
-    return _Sum(node, (left, right), (labels[0], labels[1]), out)
-
-
-def _behind(value: ir.Value, known: Mapping[ir.Value, Softmax]) -> tuple[Softmax | None, list[ir.Node]]:
-    """The softmax that a value is a view of, and the views, the last one first."""
-    views: list[ir.Node] = []
-    while value not in known:
-        node = walk.made_by(value, *VIEWS, "Expand")
-        if node is None or node.inputs[0] is None:
-            return None, views
-        views.append(node)
-        value = node.inputs[0]
-    return known[value], views
-
-
 # Which axis is which
 
 
@@ -159,7 +85,7 @@ class _Reading:
     """A sum of items: what the axes of the softmax, of its weights and of the items are in one frame, by label."""
 
     frame: Frame
-    total: _Sum
+    total: Sum
     side: int  # of the weights
     softmax: Softmax
     scores: Axes
@@ -181,7 +107,7 @@ class _Reading:
         return tuple(leaf for label in labels for leaf in self.frame.resolve(self.named[label]))
 
 
-def _match(total: _Sum, side: int, softmax: Softmax, views: list[ir.Node]) -> Match | None:
+def _match(total: Sum, side: int, softmax: Softmax, views: list[ir.Node]) -> Match | None:
     """The match; None where it is something else.
 
     Raises:
@@ -212,7 +138,7 @@ def _match(total: _Sum, side: int, softmax: Softmax, views: list[ir.Node]) -> Ma
     )  # fmt: skip
 
 
-def _read(total: _Sum, side: int, softmax: Softmax, views: list[ir.Node]) -> _Reading:
+def _read(total: Sum, side: int, softmax: Softmax, views: list[ir.Node]) -> _Reading:
     """Follow the weights through their views, which may cast them once, and name the axes of the items after theirs.
 
     Raises:
@@ -293,7 +219,7 @@ def _roles(reading: _Reading) -> tuple[str, list[str], list[str], list[str]] | N
     if not wide:
         split = max((place + 1 for place, label in enumerate(before) if label in weighed), default=0)
         variant, lead, wide = "map", before[:split], before[split:]
-    if not wide and len(weighed) < 2:
+    if not wide and len(weighed) < 2 and set(before) <= set(weighed):
         return None
     shared = [label for label in (*items, *wide) if label in weighed] or (lead[-1:] if not wide else [])
     if shared:
@@ -311,7 +237,12 @@ def _laid_out(reading: _Reading) -> _Pool | None:
     Raises:
         Unlike: there is none.
     """
-    roles = _roles(reading)
+    try:
+        roles = _roles(reading)
+    except Unlike:
+        if (pool := _along(reading)) is not None:
+            return pool
+        raise
     if roles is None:
         return None
     variant, lead, *rest = roles
@@ -331,6 +262,30 @@ def _laid_out(reading: _Reading) -> _Pool | None:
     return _Pool(variant, scores_to, x_to, y_to, tuple(tuple(frame.size(axis) for axis in axes) for axes in targets))
 
 
+def _along(reading: _Reading) -> _Pool | None:
+    """Everything as it lies, for weights that differ along more axes than the items; None where items have several."""
+    frame, weights, sizes = reading.frame, reading.weights, reading.sizes(items=True)
+    labels = reading.total.labels[1 - reading.side]
+    places = [place for place, label in enumerate(labels) if label not in reading.total.out and sizes[label] != 1]
+    shared = any(size != 1 and not weights.get(label) for label, size in sizes.items())
+    if (
+        not shared
+        or len(places) != 1
+        or any(axis and sizes.get(label, 1) == 1 for label, axis in weights.items())
+        or frame.doubt
+    ):
+        return None
+    (place,) = places
+    x = tuple(reading.named[label] if sizes[label] != 1 else () for label in labels)
+    scores, y = tuple(weights.get(label, ()) for label in labels), (*x[:place], *x[place + 1 :])
+    scores_to = frame.steps(reading.scores, scores)
+    y_to = frame.steps(y, tuple(reading.named[label] for label in reading.total.out))
+    if scores_to is None or y_to is None:
+        return None
+    shapes = tuple(tuple(frame.size(axis) for axis in axes) for axes in (scores, x, y))
+    return _Pool(f"along-{len(labels) - place}", scores_to, (), y_to, shapes)
+
+
 # The canonical node
 
 
@@ -345,20 +300,38 @@ def _finished(x: ir.Value, pool: _Pool, tape: Tape, value: ir.Value) -> ir.Value
 
 
 def _facts(pool: _Pool, x: ir.Value, product: bool) -> Facts:
-    many, items = pool.shapes[0][-2:] if pool.variant == "items" else pool.shapes[0][:-3:-1]
-    batch, *lead = pool.shapes[1][:-2]
-    wide = pool.shapes[1][-1 if pool.variant == "items" else -2]
+    batch, many, items, wide, *lead = _counts(pool)
     named = {"batch": batch, "queries": many, "items": items, "channels": wide}
     sizes: dict[str, int | str] = {name: "?" if size is None else size for name, size in named.items()}
     known = [size for size in (many, items, wide, *lead) if isinstance(size, int)]
     if len(known) < 3 + len(lead):
         return Facts(sizes)
     m, n, c, *others = known
-    groups, width = prod(others), itemsize(x)
-    ends, between = m * n + n * c + m * c, 2 * m * n + (2 * m * n * c if product else 0)
+    groups, width, shared = prod(others), itemsize(x), 1 if pool.variant in ("items", "map") else m
+    ends, between = m * n + shared * n * c + m * c, 2 * m * n + (2 * m * n * c if product else 0)
     return Facts(
         sizes,
         flops=groups * (5 * m * n + 2 * m * n * c),
         bytes_decomposed=groups * width * (ends + between),
         bytes_fused=groups * width * ends,
     )
+
+
+def _counts(pool: _Pool) -> tuple[Dim, ...]:
+    """Batch, sums for each sample or group, items, numbers that share weights, and how many groups there are."""
+    scores, x, _ = pool.shapes
+    if pool.variant == "items":
+        return x[0], *scores[-2:], x[-1], *x[1:-2]
+    if pool.variant == "map":
+        return x[0], *scores[:-3:-1], x[-2], *x[1:-2]
+    place = len(x) - int(pool.variant.removeprefix("along-"))
+    pairs = [pair for axis, pair in enumerate(zip(scores, x, strict=True)) if axis != place]
+    batch, own = (pairs[0][1], pairs[1:]) if place else (1, pairs)
+    apart = [size for weight, size in own if weight != 1]
+    shared = [size for weight, size in own if weight == 1]
+    return batch, _product(apart), x[place], _product(shared)
+
+
+def _product(sizes: Sequence[Dim]) -> Dim:
+    known = [size for size in sizes if isinstance(size, int)]
+    return prod(known) if len(known) == len(sizes) else None

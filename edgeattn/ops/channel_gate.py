@@ -4,7 +4,8 @@
 
 x (B, C, H, W), w1 (R, C), b1 (R), w2 (C, R), b2 (C). Variants "POOL-ACT-GATE": POOL is avg, max, avgmax, where one
 MLP serves both and the results are added before the gate, or attn; ACT relu, silu, gelu, hardswish, identity; GATE
-sigmoid, hardsigmoid (slope 1/6), tanh, or add, where the result is added to x instead of multiplied:
+sigmoid, hardsigmoid (slope 1/6), tanh, one of these "+1" (x * (1 + gate), as residual gates have it), or add, where
+the result is added to x instead of multiplied:
 
     "attn-..." (x, s, ...): pool(x) = sum_n softmax_n(s x_n)_n x_n over the places n, s (1, C)
     "POOL-ln-ACT-GATE" (x, w1, b1, g, h, w2, b2) <epsilon>: LayerNorm with scale g (R) and offset h (R) before act

@@ -143,7 +143,7 @@ class Altered(Linears):
             return x + torch.sigmoid(z)
         if self.how == "softmax":
             return x * torch.softmax(z, 1)
-        return x * (1 + torch.sigmoid(z))
+        return x * ((1 if self.how == "one-plus" else 2) + torch.sigmoid(z))
 
 
 class Context(nn.Module):
@@ -269,7 +269,8 @@ CASES = (
     Case("prelu", lambda: Convolutions(nn.PReLU(), nn.Sigmoid()), MAP, missed="PRelu"),
     Case("grouped", lambda: Convolutions(nn.ReLU(), nn.Sigmoid(), groups=2), MAP, missed="groups"),
     Case("softmax", lambda: Altered("softmax"), MAP, missed="Softmax"),
-    Case("one-plus", lambda: Altered("one-plus"), MAP, missed="made by Add"),
+    Case("one-plus", lambda: Altered("one-plus"), MAP, FOUND),
+    Case("two-plus", lambda: Altered("two-plus"), MAP, missed="made by Add"),
     Case("added", lambda: Altered("added"), MAP),
     Case("rows", lambda: Altered("rows"), MAP),
     Case("context", Context, MAP, FOUND, dynamic=IMAGE),
@@ -290,7 +291,7 @@ CASES = (
     Case("tokens", Last, ((2, 7, C),), missed="expected channels on axis 1"),
     Case("channels-last", Last, ((2, 7, 5, C),), missed="expected channels on axis 1"),
     Case("root-mean-square", RootMeanSquare, ((2, 7, C),)),
-    Case("bam", BamChannel, MAP),
+    Case("bam", BamChannel, MAP, ("SoftMask",)),
 )
 
 

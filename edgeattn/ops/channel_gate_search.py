@@ -57,6 +57,8 @@ def find(graph: ir.Graph) -> Iterator[Match | Miss]:
         for x, weights in (node.inputs, node.inputs[::-1]):
             if x is None or weights is None or (axis := _weighed_axis(x, weights)) is None:
                 continue
+            if walk.made_by(x, "Expand"):  # a plane that is spread over the channels is no map
+                continue
             near = _near(node, x, _narrow(weights))
             if axis == 1 and near:
                 try:

@@ -98,6 +98,8 @@ class Frame:
         out: list[tuple[int, ...]] = [()] * len(after)
         for olds, news in groups:
             leaves = self.resolve([leaf for old in olds for leaf in axes[old]])
+            if len(leaves) not in (1, len(news)):
+                news = [new for new in news if after[new] != 1]  # noqa: PLW2901
             if len(news) == 1:
                 out[news[0]] = leaves
             elif news and not self._dealt(leaves, [after[new] for new in news], out, news):
@@ -107,16 +109,36 @@ class Frame:
     def _dealt(
         self, leaves: tuple[int, ...], sizes: list[Dim], out: list[tuple[int, ...]], places: Sequence[int]
     ) -> bool:
-        """Distribute the leaves of merged axes over several new ones, splitting one that is alone."""
+        """Distribute the leaves of merged axes over several new ones, splitting those that are several."""
         if len(leaves) == 1:
             leaves = self.split(leaves[0], sizes)
-        elif len(leaves) != len(sizes) or not all(
-            same(self._sizes[leaf], size) for leaf, size in zip(leaves[1:], sizes[1:], strict=True)
-        ):
-            return False
+        else:
+            leaves = self._cut(leaves, sizes) if len(leaves) < len(sizes) else leaves
+            if len(leaves) != len(sizes) or not all(
+                same(self._sizes[leaf], size) for leaf, size in zip(leaves[1:], sizes[1:], strict=True)
+            ):
+                return False
         for leaf, place in zip(leaves, places, strict=True):
             out[place] = (leaf,)
         return True
+
+    def _cut(self, leaves: tuple[int, ...], sizes: Sequence[Dim]) -> tuple[int, ...]:
+        """As many leaves as sizes, each split that several sizes make up; the same leaves where that is not certain."""
+        wholes, rest = (
+            [size for size in row if isinstance(size, int)] for row in ([self._sizes[leaf] for leaf in leaves], sizes)
+        )
+        parts: list[list[int]] = []
+        for whole in wholes if len(wholes) == len(leaves) and len(rest) == len(sizes) else ():
+            part: list[int] = []
+            while rest and (not part or prod(part) < whole):
+                part.append(rest.pop(0))
+            if prod(part) != whole:
+                return leaves
+            parts.append(part)
+        if rest or not parts:
+            return leaves
+        pairs = zip(leaves, parts, strict=True)
+        return tuple(new for leaf, part in pairs for new in (self.split(leaf, part) if len(part) > 1 else (leaf,)))
 
     def steps(self, source: Axes, target: Axes) -> tuple[Step, ...] | None:
         """The nodes that bring a tensor from one layout to another with the same leaves; None if sizes are missing."""

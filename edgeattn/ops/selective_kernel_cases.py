@@ -96,7 +96,8 @@ class FirstSeparate(First):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.maps(x)
-        z = self.fc(torch.stack(maps).sum(0).mean((2, 3)))
+        z = torch.stack(maps).sum(0).mean((2, 3))
+        z = z if self.single else self.fc(z)
         weights = torch.stack([fc(z) for fc in self.fcs]).softmax(0)
         return sum(u * w[..., None, None] for u, w in zip(maps, weights, strict=True))
 
@@ -115,6 +116,44 @@ class Split(nn.Module):
         return (maps * logits.softmax(1).unsqueeze(-2)).sum(1)
 
 
+class SplitAttention(nn.Module):
+    """ResNeSt's (arXiv 2004.08955): `listed` as in github.com/zhanghang1989/ResNeSt, else as timm's."""
+
+    def __init__(self, groups: int = 1, listed: bool = False) -> None:
+        super().__init__()
+        self.conv, self.groups, self.listed = nn.Conv2d(C, 2 * C, 3, padding=1, groups=2), groups, listed
+        self.fc1, self.fc2 = nn.Conv2d(C, 4, 1, groups=groups), nn.Conv2d(4, 2 * C, 1, groups=groups)
+
+    def weights(self, gap: Tensor) -> Tensor:
+        logits = self.fc2(F.relu(self.fc1(gap.mean((2, 3), keepdim=True))))
+        b = logits.shape[0]
+        return logits.view(b, self.groups, 2, -1).transpose(1, 2).softmax(1).reshape(b, -1).view(b, -1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        b, c, h, w = x.shape
+        if self.listed:
+            parts = torch.split(x, c // 2, dim=1)
+            weights = torch.split(self.weights(sum(parts)), c // 2, dim=1)  # type: ignore[arg-type]
+            return weights[0] * parts[0] + weights[1] * parts[1]
+        x = x.reshape(b, 2, c // 2, h, w)
+        return (x * self.weights(x.sum(1)).reshape(b, 2, c // 2, 1, 1)).sum(1)
+
+
+class Fusion(nn.Module):
+    """Adaptively spatial feature fusion (arXiv 1911.09516): three maps, weighed place by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(C, C, 3, padding=1) for _ in range(3)])
+        self.levels = nn.Conv2d(3 * C, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = (conv(x) for conv in self.convs)
+        weights = self.levels(torch.cat([a, b, c], 1)).softmax(1)
+        return a * weights[:, 0:1] + b * weights[:, 1:2] + c * weights[:, 2:]
+
+
 class OfFirst(Timm):
     """The weights come from one branch alone."""
 
@@ -125,19 +164,21 @@ class OfFirst(Timm):
 class Separate(Timm):
     """Each branch weighed by itself; `swapped` gives each the other's weights."""
 
-    def __init__(self, swapped: bool = False) -> None:
+    def __init__(self, swapped: bool = False, of_first: bool = False) -> None:
         super().__init__()
-        self.swapped = swapped
+        self.swapped, self.of_first = swapped, of_first
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.maps(x)
-        weights = torch.softmax(self.logits((first + second).mean((2, 3), keepdim=True)), dim=1)
+        described = first if self.of_first else first + second
+        weights = torch.softmax(self.logits(described.mean((2, 3), keepdim=True)), dim=1)
         if self.swapped:
             first, second = second, first
         return first * weights[:, 0] + second * weights[:, 1]
 
 
 FOUND = ("SelectiveKernel",)
+POOLED = ("AttentionPool",)  # a softmax across branches that are stacked, but no selective kernel
 CASES = (
     Case("paper", Paper, MAP, FOUND, dynamic=("batch", "height", "width")),
     Case("paper-3", lambda: Paper(3), MAP, FOUND),
@@ -146,13 +187,19 @@ CASES = (
     Case("separate", Separate, MAP, FOUND),
     Case("separate-swapped", lambda: Separate(swapped=True), MAP, FOUND),
     Case("over-channels", lambda: Timm(axis=2), MAP, missed="expected the branches"),
-    Case("of-one-branch", OfFirst, MAP, missed="expected the mean of the branches' sum"),
+    Case("of-one-branch", lambda: Separate(of_first=True), MAP, missed="expected the mean of the branches' sum"),
+    Case("of-one-branch-stacked", OfFirst, MAP, POOLED),
     Case("interleaved", Interleaved, MAP, FOUND),
     Case("first-axis", First, MAP, FOUND, dynamic=("batch", "height", "width")),
     Case("first-axis-square", lambda: First(2), ((2, C, 2, 2),), FOUND),
     Case("first-axis-separate", lambda: FirstSeparate(3), MAP, FOUND),
-    Case("channels-last", Split, MAP, missed="expected them on axis 2"),
+    Case("channels-last", Split, MAP, POOLED),
     Case("eight", lambda: Timm(8), MAP, FOUND),
-    Case("nine", lambda: Timm(9), MAP, missed="expected 2 to 8"),
-    Case("one-layer", lambda: First(3, single=True), MAP, missed="an activation and another one"),
+    Case("nine", lambda: Timm(9), MAP, POOLED),
+    Case("one-layer", lambda: FirstSeparate(3, single=True), MAP, missed="an activation and another one"),
+    Case("one-layer-stacked", lambda: First(3, single=True), MAP, POOLED),
+    Case("split-attention", SplitAttention, MAP, FOUND, dynamic=("batch", "height", "width")),
+    Case("split-attention-listed", lambda: SplitAttention(listed=True), MAP, FOUND),
+    Case("split-attention-listed-grouped", lambda: SplitAttention(2, listed=True), MAP, missed="expected an ungrouped"),
+    Case("place-by-place", Fusion, MAP, missed="expected one weight for each channel"),
 )

@@ -34,11 +34,16 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Branches (B, C, H, W), what weighs them, and the axis that they are stacked on, if they are."""
+    """Branches (B, C, H, W), or a single stack of all, what weighs them, and the axis of the stack, if there is one."""
 
     branches: tuple[ir.Value, ...]
     weights: _Weights
     axis: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many branches there are."""
+        return int(self.weights.frame.size(self.weights.many) or 0)
 
 
 def match(node: ir.Node) -> Match | None:
@@ -50,10 +55,10 @@ def match(node: ir.Node) -> Match | None:
     choice = _stacked(node) if node.op_type == "ReduceSum" else _separate(node)
     if choice is None:
         return None
-    count = len(choice.branches)
+    count, channels = choice.count, int(choice.weights.frame.size(choice.weights.wide) or 0)
     if count > MOST_BRANCHES:
         raise Unlike(f"there are {count} branches, expected 2 to {MOST_BRANCHES}")
-    act, arrays, descriptor = _layers(choice.weights, count, int((walk.dims(choice.branches[0]) or ())[1] or 0))
+    act, arrays, descriptor = _layers(choice.weights, count, channels)
     pool = pooled(descriptor)
     if pool is None:
         raise Unlike(f"the weights come from {descriptor.name!r}, expected the mean over height and width")
@@ -62,13 +67,13 @@ def match(node: ir.Node) -> Match | None:
     kept = choice.axis is not None and walk.integer(node, "keepdims", 1)
     return Match(
         "SelectiveKernel",
-        f"{count}-{act}",
+        f"{'stack-' if len(choice.branches) == 1 else ''}{count}-{act}",
         node,
         tuple(walk.between(node.outputs[0], set(choice.branches))),
         node.outputs[0],
         lambda tape: [*choice.branches, *(tape.constant(array) for array in arrays)],
         {},
-        _facts(choice.branches, arrays),
+        _facts(choice, arrays),
         lambda tape, value: tape.op("Unsqueeze", [value, tape.constant(np.array([choice.axis]))]) if kept else value,
     )
 
@@ -129,7 +134,6 @@ def _stacked(node: ir.Node) -> _Choice | None:
         if stack is None or weights is None or shape is None or other is None or len(shape) != len(other):
             continue
         if len(shape) != 5 or other[2] != shape[2]:
-            _require_other(axis, weights, shape, other)
             continue
         count, channels = shape[axis], shape[2]
         if not isinstance(count, int) or not isinstance(channels, int) or count == 1:
@@ -141,27 +145,18 @@ def _stacked(node: ir.Node) -> _Choice | None:
         found = _weights(weights, axes, frame, many, wide)
         if found is None:
             if walk.made_by(_last(weights), "Softmax"):
-                raise Unlike(f"the axes of {weights.name!r} cannot be told from those of its softmax")
+                raise Unlike(
+                    f"the axes of {weights.name!r} cannot be told from those of its softmax, "
+                    "expected one softmax across the branches for each channel"
+                )
             continue
         branches = _branches(stack, axis)
-        if branches is None:
-            raise Unlike(f"the branches are not stacked by a Concat: {stack.name!r}")
-        return _Choice(branches, found, axis)
+        if branches is None and axis == 0:
+            raise Unlike(
+                f"the branches are not stacked by a Concat: {stack.name!r}, expected that or a stack on axis 1"
+            )
+        return _Choice(branches or (stack,), found, axis)
     return None
-
-
-def _require_other(axis: int, weights: ir.Value, shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> None:
-    """Require that it is no selection of channels that lie on the last axis.
-
-    Raises:
-        Unlike: it is one.
-    """
-    last = len(shape) - 1
-    places = {size for place, size in enumerate(other) if place not in (0, 1, last)}
-    if last < 3 or other[axis] in (1, None) or shape[last] == 1 or other[last] != shape[last] or places != {1}:
-        return
-    if walk.made_by(_last(weights), "Softmax"):
-        raise Unlike(f"branches {shape} have their channels on axis {last}, expected them on axis 2 of 5")
 
 
 def _branches(stack: ir.Value | None, axis: int) -> tuple[ir.Value, ...] | None:
@@ -193,11 +188,12 @@ def _branches(stack: ir.Value | None, axis: int) -> tuple[ir.Value, ...] | None:
 
 @dataclass(frozen=True)
 class _Term:
-    """A branch weighed by one place of a softmax across branches."""
+    """A branch weighed by one place of a softmax across branches, `local` where its own places have weights each."""
 
     branch: ir.Value
     weights: _Weights
     place: int
+    local: bool
 
 
 def _separate(node: ir.Node) -> _Choice | None:
@@ -216,6 +212,8 @@ def _separate(node: ir.Node) -> _Choice | None:
             f"{count} branches are summed, weighed by places {places} of a softmax "
             f"over {walk.dims(weights.softmax.outputs[0])}, expected each place once"
         )
+    if terms[0].local:
+        raise Unlike("the branches are weighed place by place, expected one weight for each channel")
     shapes = {walk.dims(term.branch) for term in terms}
     if len(shapes) != 1 or None in (shapes.copy().pop() or (None,)):
         raise Unlike("the branches are not known to be of one shape")
@@ -241,27 +239,29 @@ def _term(product: ir.Node) -> list[_Term] | None:
         shape, other = walk.dims(branch), walk.dims(weights)
         if branch is None or weights is None or shape is None or other is None or len(shape) != 4 or len(other) != 4:
             continue
-        if not isinstance(shape[1], int) or other[1:] != (shape[1], 1, 1) or shape[2:] == (1, 1):
+        if not isinstance(shape[1], int) or shape[2:] == (1, 1) or other[1:] not in ((shape[1], 1, 1), (1, *shape[2:])):
             continue
-        part = _part(_last(weights))
+        part = _part(_last(weights), int(other[1] or 0))
         if part is None:
             continue
-        whole, axis, place, taken = part
+        whole, axis, place, taken, merged = part
         count = (walk.dims(whole) or ())[axis]
         if not isinstance(count, int) or count == 1:
             continue
-        frame, (many, batch, wide) = _leaves(count, other[0], shape[1])
-        _, axes = _viewed(weights, (batch, wide, (), ()), frame)
-        if axes is None:
+        count //= shape[1] if merged else 1
+        frame, (many, batch, wide, *places) = _leaves(count, *other)
+        _, axes = _viewed(weights, (batch, wide, *places), frame)
+        if axes is None or (merged and axes[axis] != wide):
             continue
-        found = _weights(whole, (*axes[:axis], many, *axes[axis + (not taken) :]), frame, many, wide)
+        own = (*many, *wide) if merged else many
+        found = _weights(whole, (*axes[:axis], own, *axes[axis + (not taken) :]), frame, many, wide)
         if found is not None:
-            return [_Term(branch, found, place % count)]
+            return [_Term(branch, found, place % count, other[2:] != (1, 1))]
     return None
 
 
-def _part(value: ir.Value) -> tuple[ir.Value, int, int, bool] | None:
-    """(whole, axis, m, whether the axis is gone) if a value is place m along an axis of another."""
+def _part(value: ir.Value, channels: int) -> tuple[ir.Value, int, int, bool, bool] | None:
+    """(whole, axis, m, whether the axis is gone, whether it holds branches and channels) if a value is place m."""
     node = walk.made_by(value, "Gather", "Split", "Slice")
     whole = node.inputs[0] if node is not None else None
     rank = len(walk.dims(whole) or ())
@@ -269,17 +269,18 @@ def _part(value: ir.Value) -> tuple[ir.Value, int, int, bool] | None:
         return None
     if node.op_type == "Split":
         axis = walk.integer(node, "axis", 0) % rank
-        even = all((walk.dims(output) or (0,) * rank)[axis] == 1 for output in node.outputs)
-        return (whole, axis, node.outputs.index(value), False) if even else None
+        each = {(walk.dims(output) or (0,) * rank)[axis] for output in node.outputs}
+        return (whole, axis, node.outputs.index(value), False, each != {1}) if each in ({1}, {channels}) else None
     if node.op_type == "Gather":
         index, shape = walk.scalar(node.inputs[1]), walk.dims(node.inputs[1])
-        taken = shape == ()
-        if index is None or shape not in ((), (1,)):
-            return None
-        return whole, walk.integer(node, "axis", 0) % rank, int(index), taken
-    start, end, along, step = [*(walk.scalar(item) for item in node.inputs[1:]), *[None] * 2][:4]
-    single = start is not None and end == start + 1 and along is not None and step in (1, None)
-    return (whole, int(along) % rank, int(start), False) if single and start is not None and along is not None else None
+        single = index is not None and shape in ((), (1,))
+        return (whole, walk.integer(node, "axis", 0) % rank, int(index or 0), shape == (), False) if single else None
+    start, _, along, step = [*(walk.scalar(item) for item in node.inputs[1:]), *[None] * 2][:4]
+    axis = int(along or 0) % rank
+    size = (walk.dims(value) or (0,) * rank)[axis]
+    if start is None or along is None or step not in (1, None) or size not in (1, channels) or start % size:
+        return None
+    return whole, axis, int(start // size), False, size != 1
 
 
 # The weights
@@ -298,7 +299,9 @@ def _layers(weights: _Weights, count: int, channels: int) -> tuple[str, list[Arr
     lasts = [layer(part) for part, _ in parts or []]
     matrices = [last.pointwise for last in lasts if last is not None]
     if parts is None or not lasts or any(matrix is None for matrix in matrices) or len(matrices) != len(lasts):
-        raise Unlike(f"the softmax reads {_maker(value)}, expected a linear layer for all branches, or one for each")
+        raise Unlike(
+            f"the softmax reads {_maker(value)}, expected an ungrouped linear layer for all branches, or one for each"
+        )
     w2 = np.concatenate([matrix for matrix in matrices if matrix is not None])
     b2 = np.concatenate([last.bias for last in lasts if last is not None])
     sources = {last.source for last in lasts if last is not None}
@@ -352,6 +355,8 @@ def _is_sum(value: ir.Value, choice: _Choice) -> bool:
     if node is not None:
         axis = walk.axes_of(node, 5)
         plain = axis in ((0,), (1,)) and not walk.integer(node, "keepdims", 1)
+        if plain and axis == (1,) and choice.branches == (node.inputs[0],):
+            return True
         summed = _branches(node.inputs[0], axis[0]) if plain and axis is not None else None
     else:
         summed = _summands(value, choice.branches)
@@ -366,12 +371,14 @@ def _summands(value: ir.Value, branches: Sequence[ir.Value]) -> tuple[ir.Value, 
     return tuple(part for item in added for part in _summands(item, branches))
 
 
-def _facts(branches: Sequence[ir.Value], arrays: Sequence[Array]) -> Facts:
-    x, many = branches[0], len(branches)
-    named = {**sizes(x, "batch", "channels", "height", "width"), "branches": many, "reduced": int(arrays[0].shape[0])}
+def _facts(choice: _Choice, arrays: Sequence[Array]) -> Facts:
+    x, many, stacked = choice.branches[0], choice.count, len(choice.branches) == 1
+    names = ("batch", "branches", "channels") if stacked else ("batch", "channels")
+    named = {**sizes(x, *names, "height", "width"), "branches": many, "reduced": int(arrays[0].shape[0])}
     count, width = elements(x), itemsize(x)
     if count is None:
         return Facts(named)
+    count //= many if stacked else 1
     parameters = sum(array.size for array in arrays)
     return Facts(
         named,

@@ -254,6 +254,7 @@ class Classifier(nn.Module):
 
 
 TOKENS = ((2, 5, 12),)
+SHARED_WINDOWS = ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2, 6))  # as SepViT, arXiv 2203.15380: keys are whole windows
 CASES = (
     Case("sagan", Sagan, ((2, 16, 5, 7),), FOUND),
     Case("non-local", NonLocal, ((2, 8, 6, 4),), FOUND),
@@ -275,6 +276,7 @@ CASES = (
     Case("multi-query", lambda: Repeated(groups=False), SHARED, FOUND),
     Case("grouped-query", lambda: Repeated(groups=True), ((2, 4, 5, 4), (2, 2, 7, 4), (2, 2, 7, 6)), FOUND),
     Case("einsum-heads", lambda: Einsum("bhid,bhjd->bhij", "bhij,bhjd->bhid", 0.3), HEADS, FOUND),
+    Case("einsum-windows", lambda: Einsum("bhid,bhjd->bhij", "bhij,bhjwd->bhiwd"), SHARED_WINDOWS, FOUND),
     Case("einsum-tokens", lambda: Einsum("bid,bjd->bij", "bij,bjd->bid"), TRIPLE, FOUND),
     Case("einsum-multi-query", lambda: Einsum("bhid,bjd->bhij", "bhij,bjd->bhid"), SHARED, FOUND),
     Case("keys-by-queries", lambda: Transposed(1), ((2, 4, 5), (2, 4, 7), (2, 3, 7)), FOUND),

@@ -17,7 +17,7 @@ from edgeattn.ops.softmax_attention_operator import attention_operator
 from edgeattn.ops.softmax_attention_plan import Operand, Parts, Plan, grouped, inputs_of, planned
 from edgeattn.ops.softmax_attention_walk import Scores, Term, Unclear, Use, trace_scores, uses
 from edgeattn.ops.walk import between, constant, dims, made_by, number, users
-from edgeattn.sizes import parted
+from edgeattn.sizes import factors, parted, times
 
 NAME = "SoftmaxAttention"
 OTHERS = ("Sigmoid", "HardSigmoid", "Relu", "Tanh", "Mul", "Div", "Add")  # what stands where others have a softmax
@@ -160,15 +160,18 @@ def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple
             f"another axis of the weights, expected the axis of the keys"
         )
     rows = [label for label, axis in weights.items() if axis == named[row] and label in second.own(side)]
-    columns = second.own(1 - side)
-    if len(rows) != 1 or len(columns) != 1:
-        raise Unclear(f"{name_of(second.node)} is no product of weights (queries, keys) and values (keys, columns)")
+    columns, order = second.own(1 - side), second.labels[1 - side].index
+    if len(rows) != 1 or not columns or any(order(label) < order(second.summed) for label in columns[:-1]):
+        raise Unclear(
+            f"{name_of(second.node)} multiplies weights of axes {second.labels[side]!r} and values of axes "
+            f"{second.labels[1 - side]!r} to {second.out!r}, expected (queries, keys) and (keys, columns)"
+        )
     _require_whole_weights(second, side)
     for factor in scores.factors:
         if set(keys) & {leaf for axis in frame.resolved(factor.axes) for leaf in axis}:
             raise Unclear(f"{name_of(factor.slot.node)} scales scores by a tensor that differs from key to key")
     named[first.summed] = frame.leaf(_size(first, asks, first.summed))
-    weights[columns] = frame.leaf(_size(second, 1 - side, columns))
+    weights |= {label: frame.leaf(_size(second, 1 - side, label)) for label in columns}
     return Parts(
         q=_operand(frame, first, asks, named),
         k=_operand(frame, first, 1 - asks, named),
@@ -181,7 +184,7 @@ def _parts(softmax: Softmax, scores: Scores, use: Use, frame: Frame, over: tuple
         queries=named[row],
         keys=keys,
         wide=named[first.summed],
-        out=weights[columns],
+        out=tuple(leaf for label in columns for leaf in weights[label]),
     )
 
 
@@ -263,29 +266,35 @@ def _leaves_keys(terms: list[Term], frame: Frame, over: tuple[int, ...]) -> bool
 
 
 def _facts(frame: Frame, plan: Plan, parts: Parts, scale: float, output: ir.Value) -> Facts:
-    batches, every = parts.lead[:-1], frame.resolve(parts.lead[-1:])
-    grouping = bool(plan.heads) and set(plan.heads) < set(every)
-    cut = (batches, every) if grouping else (plan.batch, plan.heads)
+    cut = (parts.lead[:-1], parts.lead[-1:]) if plan.heads else (plan.batch, ())  # windows are no heads
     axes = (*cut, parts.queries, parts.keys, parts.wide, parts.out)
-    found = [frame.size(axis) for axis in axes]
+    found = [_whole(frame, axis) for axis in axes]
     labels = ("batch", "heads", "queries", "keys", "d_qk", "d_v")
     sizes = {label: size if size is not None else "?" for label, size in zip(labels, found, strict=True)}
     if not isinstance(found[0], int):
-        found[0] = 1
+        found[0] = 1 if found[0] is None else factors(found[0])[0]
     if not all(isinstance(size, int) for size in found):
         return Facts(sizes)
     batch, heads, queries, keys, wide, out = (int(size or 0) for size in found)
     share = int(frame.size(plan.heads) or 1)
-    k_heads, v_heads = (heads // share if 1 in placed.lacks else heads for placed in (plan.k, plan.v))
+    k_heads, v_heads = (batch * heads // (share if 1 in placed.lacks else 1) for placed in (plan.k, plan.v))
     each = 4 if output.dtype is None else output.dtype.itemsize
     maps = batch * heads * queries * keys
     passes = (
         4 + 2 * (scale != 1) + 2 * len(plan.terms.terms)
     )  # written and read by product, scale, terms, softmax, product
-    ends = batch * (heads * queries * (wide + out) + keys * (wide * k_heads + out * v_heads))
+    ends = batch * heads * queries * (wide + out) + keys * (wide * k_heads + out * v_heads)
     ends += sum(_known_size(term) for term, _ in plan.terms.terms)
     flops = 2 * maps * (wide + out) + maps * (5 + (scale != 1) + len(plan.terms.terms))
     return Facts(sizes, flops, int(each * (ends + passes * maps)), int(each * ends))
+
+
+def _whole(frame: Frame, axis: Sequence[int]) -> Dim:
+    """The size of an axis, "4*batch" where one part of it has a name."""
+    parts = [frame.size((leaf,)) for leaf in frame.resolve(axis)]
+    names = [part for part in parts if not isinstance(part, int)]
+    count = prod(part for part in parts if isinstance(part, int))
+    return count if not names else times(count, names[0]) if len(names) == 1 else None
 
 
 def _known_size(term: Term) -> int:

@@ -3,7 +3,8 @@
     SpatialGate(x, w, b) = x * gate(conv(cat(mean_c x, max_c x), w) + b)
 
 x (B, C, H, W); w (1, 2, k, k), b (1): the convolution keeps H and W. A normalisation between convolution and gate is
-an affine map of one channel and is folded into w and b. Variants by gate: sigmoid, hardsigmoid, tanh. The variants
+an affine map of one channel and is folded into w and b. Variants by gate: sigmoid, hardsigmoid, tanh, and each "+1",
+x * (1 + gate), as residual gates have it. The variants
 "conv-GATE" (w (1, C, 1, 1)) weigh a position by all its channels: x * gate(conv(x, w) + b).
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", 2018, arXiv 1807.06521, section 3, equation 3; for

@@ -58,6 +58,13 @@ class Added(Plain):
         return x + self.gate(self.conv(self.planes(x)))
 
 
+class OnePlus(Plain):
+    """x (1 + gate), as a residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.gate(self.conv(self.planes(x))))
+
+
 class RowsAndChannels(Plain):
     """Mean and maximum over channels and height."""
 
@@ -95,6 +102,7 @@ CASES = (
     Case("max-first-normalised", Jongchan, MAP, FOUND, dynamic=IMAGE),
     Case("kernel-3-hardsigmoid", lambda: Plain(gate=nn.Hardsigmoid(), kernel_size=3, padding=1), MAP, FOUND),
     Case("one-channel", lambda: Plain(kernel_size=3, padding=1), ((1, 1, 3, 5),), FOUND),
+    Case("one-plus", OnePlus, MAP, FOUND),
     Case("concurrent-spatial", ConcurrentSpatial, MAP, FOUND, dynamic=IMAGE),
     Case("concurrent", Concurrent, MAP, ("ChannelGate", "SpatialGate")),
     Case("other-map", Elsewhere, TWO, missed="expected the same tensor"),

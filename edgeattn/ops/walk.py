@@ -22,6 +22,13 @@ def made_by(value: ir.Value | None, *kinds: str) -> ir.Node | None:
     return node
 
 
+def behind(value: ir.Value, kinds: Collection[str]) -> ir.Value:
+    """What a value comes from through nodes of these kinds, by their first inputs."""
+    while (node := made_by(value, *kinds)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
 def users(value: ir.Value, *kinds: str) -> list[ir.Node]:
     """The nodes that read a value, each once; only those of these kinds, where some are named."""
     nodes = dict.fromkeys(node for node, _ in value.uses())

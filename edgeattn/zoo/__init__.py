@@ -69,7 +69,7 @@ MODELS = {
         Entry("sk_resnet", "classification", ("SelectiveKernel",), "resnet", "cluttered"),
         Entry("self_attention_resnet", "classification", ("SoftmaxAttention",), "resnet", "cluttered"),
         Entry("non_local_resnet", "classification", ("SoftmaxAttention",), "resnet", "cluttered"),
-        Entry("residual_attention_network", "classification", (), "residual_attention", "cluttered"),
+        Entry("residual_attention_network", "classification", ("SoftMask",), "residual_attention", "cluttered"),
         Entry("vit", "classification", ("SoftmaxAttention",), "vit", "cluttered"),
         Entry("attention_mil", "classification", ("AttentionPool",), "attention_mil", "cluttered"),
         Entry("recurrent_attention", "classification", ("SpatialTransformer",), "recurrent_attention", "cluttered"),
@@ -92,7 +92,7 @@ MODELS = {
         Entry("fcn_dilated", "segmentation", (), "fcn", "scenes"),
         Entry("deeplabv3plus", "segmentation", (), "deeplab", "scenes"),
         Entry("se_deeplabv3plus", "segmentation", ("ChannelGate",), "deeplab", "scenes"),
-        Entry("attention_to_scale", "segmentation", (), "attention_to_scale", "scenes"),
+        Entry("attention_to_scale", "segmentation", ("AttentionPool",), "attention_to_scale", "scenes"),
         Entry(
             "pyramid_feature_attention",
             "saliency",

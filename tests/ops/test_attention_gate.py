@@ -46,8 +46,9 @@ def test_a_gate_that_is_altered_is_left_alone_or_computes_the_same(
     assert found == (["AttentionGate"] if expected else [])
 
 
+@pytest.mark.parametrize("variant", ["coarse", "late"])
 @pytest.mark.parametrize(("resize", "found"), [("size", 1), ("factor", 1), ("uneven", 0), ("cubic", 0)])
-def test_the_gate_is_resampled_as_it_was(resize: str, found: int) -> None:
+def test_the_gate_is_resampled_as_it_was(resize: str, found: int, variant: str) -> None:
     weights = weights_of(0, wx=(2, 3, 2, 2), wp=(1, 2, 1, 1), bp=(1,)) | {
         "size": np.array([2, 1, 4, 6]),
         "factor": np.array([1, 1, 2, 2], np.float32),
@@ -58,13 +59,14 @@ def test_the_gate_is_resampled_as_it_was(resize: str, found: int) -> None:
         u = Add (t, p)
         r = Relu (u)
         z = Conv (r, wp, bp)
-        a = Sigmoid (z)
+        {"a = Sigmoid (z)" if variant == "coarse" else "a = Identity (z)"}
         {RESIZED[resize]}
-        y = Mul (x, s)"""
+        {"w = Identity (s)" if variant == "coarse" else "w = Sigmoid (s)"}
+        y = Mul (x, w)"""
     report = fused_exactly(
         graph_of("(float[2, 3, 4, 6] x, float[2, 2, 2, 3] p) => (float[2, 3, 4, 6] y)", body, weights)
     )
-    assert [item.variant for item in report.found] == ["coarse"] * found
+    assert [item.variant for item in report.found] == [variant] * found
     assert len(report.missed) == 1 - found
 
 
@@ -77,4 +79,5 @@ def test_the_bodies_are_the_references() -> None:
     window = {"strides": [2, 2], "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
     for mode, coordinates in [("linear", "half_pixel"), ("linear", "align_corners"), ("nearest", "asymmetric")]:
         how = {"mode": mode, "coordinates": coordinates, "nearest": "floor"}
-        assert_body_is_reference(OP, "coarse", list(inputs.values()), **window, **how)
+        for variant in ("coarse", "late"):
+            assert_body_is_reference(OP, variant, list(inputs.values()), **window, **how)

@@ -133,9 +133,53 @@ def test_queries_and_keys_are_left_to_softmax_attention() -> None:
     assert [item.op for item in fused_exactly(graph_of(signature, body, {})).found] == ["SoftmaxAttention"]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(small, small, small, small),
+    shared=st.tuples(*[st.booleans()] * 4),
+    softmax=st.integers(0, 3),
+    total=st.integers(0, 3),
+    keepdims=st.sampled_from([0, 1]),
+)
+def test_weights_that_differ_along_any_axes_are_left_alone_or_compute_the_same(
+    sizes: tuple[int, ...], shared: tuple[bool, ...], softmax: int, total: int, keepdims: int
+) -> None:
+    scores = [1 if one else size for one, size in zip(shared, sizes, strict=True)]
+    body = f"""
+        w = Softmax <axis = {softmax}> (s)
+        p = Mul (x, w)
+        y = ReduceSum <keepdims = {keepdims}> (p, over)"""
+    dims = [",".join(map(str, shape)) for shape in (scores, sizes)]
+    signature = f"(float[{dims[0]}] s, float[{dims[1]}] x) => (float[{','.join('?' * (3 + keepdims))}] y)"
+    found = [item.op for item in fused_exactly(graph_of(signature, body, {"over": np.array([total])})).found]
+    several = any(
+        one and size > 1 for place, (one, size) in enumerate(zip(shared, sizes, strict=True)) if place != total
+    )
+    if softmax == total and scores[total] > 1 and several:
+        assert found == ["AttentionPool"]
+    if softmax != total or scores[softmax] == 1:
+        assert not found
+
+
+def test_facts_of_weights_that_differ_from_place_to_place() -> None:
+    body = "w = Softmax <axis = 1> (s)\np = Mul (w, x)\ny = ReduceSum <keepdims = 0> (p, over)"
+    signature = "(float[2, 5, 1, 7] s, float[2, 5, 3, 7] x) => (float[2, 3, 7] y)"
+    (found,) = fused_exactly(graph_of(signature, body, {"over": np.array([1])})).found
+    assert found.variant == "along-3"
+    assert found.facts.sizes == {"batch": 2, "queries": 7, "items": 5, "channels": 3}
+    assert found.facts.flops == 7 * (5 * 5 + 2 * 5 * 3)
+    assert found.facts.bytes_fused == 4 * (5 * 7 + 5 * 3 * 7 + 3 * 7)
+
+
 @pytest.mark.parametrize(
     ("variant", "scores", "x"),
-    [("items", (2, 3, 5), (2, 5, 4)), ("map", (2, 5, 3), (2, 4, 5)), ("map", (5, 1), (4, 5))],
+    [
+        ("items", (2, 3, 5), (2, 5, 4)),
+        ("map", (2, 5, 3), (2, 4, 5)),
+        ("map", (5, 1), (4, 5)),
+        ("along-1", (2, 1, 5), (2, 3, 5)),
+        ("along-3", (2, 4, 1, 5), (2, 4, 3, 5)),
+    ],
 )
 def test_the_body_is_the_reference(variant: str, scores: tuple[int, ...], x: tuple[int, ...]) -> None:
     arrays = weights_of(0, scores=scores, x=x)
@@ -147,7 +191,7 @@ def test_the_body_is_the_reference(variant: str, scores: tuple[int, ...], x: tup
 def _of_body(variant: str, scores: tuple[int, ...], x: tuple[int, ...]) -> Graph:
     body = OP.function(variant).partition("{")[2].rpartition("}")[0]
     shapes = [",".join(map(str, shape)) for shape in (scores, x)]
-    rows = ",".join("?" * len(x))
+    rows = ",".join("?" * (len(x) - variant.startswith("along")))
     return graph_of(f"(float[{shapes[0]}] scores, float[{shapes[1]}] x) => (float[{rows}] y)", body, {})
 
 

@@ -112,7 +112,7 @@ def test_mean_and_maximum_must_share_their_layers(shared: bool) -> None:
 MLPS = ("-".join(words) for words in itertools.product(("avg", "max", "avgmax"), ("relu", "gelu"), ("sigmoid", "tanh")))
 
 
-@pytest.mark.parametrize("variant", [*MLPS, "avg-silu-hardsigmoid", "avg-hardswish-sigmoid", "avg-identity-sigmoid"])
+@pytest.mark.parametrize("variant", [*MLPS, "avg-silu-hardsigmoid", "avg-hardswish-sigmoid", "avg-identity-tanh+1"])
 def test_the_body_of_an_mlp_is_its_reference(variant: str) -> None:
     inputs = weights_of(0, x=(2, 5, 3, 7), w1=(3, 5), b1=(3,), w2=(5, 3), b2=(5,))
     assert_body_is_reference(OP, variant, list(inputs.values()))

@@ -66,6 +66,54 @@ def test_the_body_is_the_reference(variant: str) -> None:
     assert_body_is_reference(OP, variant, list(inputs.values()))
 
 
+@pytest.mark.parametrize("variant", ["stack-2-relu", "stack-3-gelu"])
+def test_the_body_of_a_stack_is_the_reference(variant: str) -> None:
+    count = int(variant.split("-")[1])
+    inputs = weights_of(0, u=(2, count, 5, 3, 7), w1=(3, 5), b1=(3,), w2=(5 * count, 3), b2=(5 * count,))
+    assert_body_is_reference(OP, variant, list(inputs.values()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(small, small, small, small),
+    order=st.sampled_from([(0, 1), (1, 0)]),
+    starts=st.sampled_from(["halves", "first", "overlapping"]),
+    described=st.sampled_from(["both", "one"]),
+)
+def test_halves_of_a_map_weighed_by_parts_of_one_softmax_are_exact_or_left_alone(
+    sizes: tuple[int, ...], order: tuple[int, ...], starts: str, described: str
+) -> None:
+    B, C, H, R = sizes
+    begin = {"halves": (0, C), "first": (0, 0), "overlapping": (0, 1)}[starts]
+    weights = weights_of(0, w1=(R, C), b1=(R,), w2=(2 * C, R), b2=(2 * C,)) | {
+        "rows": np.array([B, 1, 2, C]), "flat": np.array([B, 2 * C, 1, 1]), "places": np.array([2, 3]),
+        "s0": np.array([begin[0]]), "e0": np.array([begin[0] + C]), "one": np.array([1]),
+        "s1": np.array([begin[1]]), "e1": np.array([begin[1] + C]),
+    }  # fmt: skip
+    body = f"""
+        u, v = Split <axis = 1, num_outputs = 2> (x)
+        d = {"Add (u, v)" if described == "both" else "Identity (u)"}
+        m = ReduceMean <keepdims = 0> (d, places)
+        k = Gemm <transB = 1> (m, w1, b1)
+        h = Relu (k)
+        z = Gemm <transB = 1> (h, w2, b2)
+        l = Reshape (z, rows)
+        t = Transpose <perm = [0, 2, 1, 3]> (l)
+        s = Softmax <axis = 1> (t)
+        a = Reshape (s, flat)
+        a0 = Slice (a, s0, e0, one)
+        a1 = Slice (a, s1, e1, one)
+        f = Mul (a{order[0]}, u)
+        g = Mul (v, a{order[1]})
+        y = Add (f, g)"""
+    signature = f"(float[{B}, {2 * C}, {H}, 2] x) => (float[{B}, {C}, {H}, 2] y)"
+    found = [item.op for item in fused_exactly(graph_of(signature, body, weights)).found]
+    if described == "both" and begin == (0, C):
+        assert found == ["SelectiveKernel"]
+    if described == "one" or begin != (0, C):
+        assert not found
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(small, small, small, small),

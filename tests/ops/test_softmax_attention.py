@@ -252,6 +252,19 @@ def test_windows_of_two_axes_merge_to_the_batch() -> None:
     assert (report.found[0].facts.sizes["heads"], report.found[0].facts.sizes["queries"]) == (2, 5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_windows_that_are_masked_apart_are_no_heads(batch: int) -> None:
+    sketch = Sketch()
+    scores = sketch.op("MatMul", "q", sketch.op("Transpose", "k", perm=[0, 1, 2, 4, 3]))
+    masked = sketch.op("Add", scores, sketch.number(np.random.default_rng(0).normal(size=(3, 2, 5, 7))))
+    out = sketch.op("MatMul", sketch.op("Softmax", masked, axis=-1), "v")
+    shapes = {"q": ("b", 3, 2, 5, 4), "k": ("b", 3, 2, 7, 4), "v": ("b", 3, 2, 7, 6)}
+    facts = fused_and_same(sketch.graph(out, **shapes), {"b": batch}).found[0].facts
+    assert facts.sizes == {"batch": "3*b", "heads": 2, "queries": 5, "keys": 7, "d_qk": 4, "d_v": 6}
+    assert facts.flops == 3 * 2 * (2 * 5 * 7 * (4 + 6) + 5 * 7 * (5 + 1))
+    assert facts.bytes_fused == 4 * (3 * 2 * (5 * (4 + 6) + 7 * (4 + 6)) + 3 * 2 * 5 * 7)
+
+
 # Scales, masks and guards
 
 

@@ -68,7 +68,7 @@ def test_the_maps_order_is_that_of_the_weight() -> None:
     assert found.variant == "sigmoid"
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "hardsigmoid", "tanh"])
+@pytest.mark.parametrize("variant", ["sigmoid", "hardsigmoid", "tanh", "sigmoid+1"])
 def test_the_body_is_the_reference(variant: str) -> None:
     inputs = weights_of(0, x=(2, 5, 3, 7), w=(1, 2, 3, 5), b=(1,))
     assert_body_is_reference(OP, variant, list(inputs.values()), pads=[1, 2, 1, 2], kernel_shape=[3, 5])
