@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgeattn.cli.options import data_options, json_option, whole
+from edgeattn.cli.options import data_options, json_option, model_options, whole
 from edgeattn.cli.output import check_outputs, emit
+from edgeattn.errors import UsageError
 
 HELP = "show where a model's attention looks"
 
@@ -17,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="an image or an .npz")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="draw the maps")
     parser.add_argument("--against", metavar="ORIGINAL", help="the PyTorch original of an engine or an ONNX file")
+    model_options(parser)
     parser.add_argument(
         "--query", type=whole(0), metavar="N", help="draw what this query sees (default: all, together)"
     )
@@ -27,14 +29,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the maps, describe them, draw them."""
-    from edgeattn.data import read_image
     from edgeattn.maps import look
     from edgeattn.maps.picture import picture, save_picture
 
-    check_outputs((args.output, args.json), (args.target, args.input, args.recipe))
-    report = look(args.target, args.input, against=args.against, recipe=args.recipe, trust=args.trust)
+    check_outputs((args.output, args.json), (args.target, args.input, args.recipe, args.weights))
+    if args.output is not None and args.output.suffix.lower() != ".png":
+        raise UsageError(
+            f"{args.output} would be a PNG by another name; call it {args.output.with_suffix('.png').name}"
+        )
+    report = look(
+        args.target, args.input, against=args.against, weights=args.weights, recipe=args.recipe, trust=args.trust
+    )
     if args.output is not None:
-        image = read_image(report.image) if report.image else None
-        save_picture(args.output, picture(report.maps, image, args.query))
+        save_picture(args.output, picture(report.maps, report.image, args.query))
     emit(report, args.json)
     return 0

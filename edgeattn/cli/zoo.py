@@ -29,7 +29,11 @@ def run(args: argparse.Namespace) -> int:
     from edgeattn.zoo import catalogue
 
     check_outputs((args.json,))
+    if args.output is not None and args.action != "data":
+        raise UsageError(f"zoo {args.action} writes no samples; leave -o out, or use --json FILE for a file")
     if args.action == "list":
+        if args.name is not None:
+            raise UsageError(f"zoo list takes no name; edgeattn zoo show {args.name} shows one model")
         emit(catalogue.list_models(), args.json)
         return 0
     if args.name is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +13,37 @@ import numpy as np
 from edgeattn.backends import open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine
-from edgeattn.data import load_recipe, open_data, read_npz
+from edgeattn.data import Recipe, default_recipe, load_recipe, open_data, preprocess, read_image, read_npz
 from edgeattn.engine import Sidecar, read_sidecar, sidecar_path
 from edgeattn.errors import InputError, UsageError
 from edgeattn.export import export_model
 from edgeattn.graph import Graph, load_graph
-from edgeattn.interpreter import run_as_written
 from edgeattn.maps.hooks import matching, seen_in
 from edgeattn.maps.watch import Watch, watched
 from edgeattn.model import Model, load_model, parse_inputs
+from edgeattn.parity import reference_from_graph
 from edgeattn.reports.text import number, table
 from edgeattn.tensors import TensorSpec, format_shape
 
 if TYPE_CHECKING:
-    from edgeattn.tensors import Array
+    from edgeattn.tensors import Array, Feeds
 
 DISTRIBUTIONS = ("SoftmaxAttention", "AttentionPool", "SelectiveKernel")
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """One map of one attention. `original` and `engine` are the same values, `engine` may be missing."""
+    """One map of one attention. `original` and `engine` are the same values, `engine` may be missing.
+
+    `items` is how many a hard attention chooses from, 0 where that is not known.
+    """
 
     op: str
     name: str
     kind: str
     original: Array
     engine: Array | None = None
+    items: int = 0
 
     @property
     def distance(self) -> float | None:
@@ -53,7 +57,8 @@ class AttentionMap:
             return None
         if self.op == "HardAttention":
             return float((self.original != self.engine).mean())
-        gap = np.abs(self.original.astype(np.float64) - self.engine.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # a wrong engine may well say inf: its distance is nan
+            gap = np.abs(self.original.astype(np.float64) - self.engine.astype(np.float64))
         if self.op in DISTRIBUTIONS:
             return float(gap.sum() / 2 / max(self.original.astype(np.float64).sum(), 1e-30))
         return float(gap.mean())
@@ -71,23 +76,27 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class MapsReport:
-    """All maps on one input; `compared` says what stands on either side, `missed` which maps PyTorch did not show."""
+    """All maps on one input; `compared` says what stands on either side, `missed` which maps PyTorch did not show.
+
+    `image` is the input as its recipe prepares it, (H, W, 3) in 8 bits; None for arrays.
+    """
 
     sample: str
     compared: Mapping[str, str]
     maps: tuple[AttentionMap, ...]
     missed: tuple[str, ...] = ()
-    image: Path | None = None
+    image: Array | None = None
 
     def __str__(self) -> str:
+        sides = [(side, what) for side, what in self.compared.items() if what]
         rows = [
             (item.name, item.op, item.kind, format_shape(item.original.shape),
              "" if item.distance is None else number(item.distance))
             for item in self.maps
         ]  # fmt: skip
         notes = [("note", f"{name}: PyTorch's own map was not found; the graph's stands in") for name in self.missed]
-        parts = [table(rows, ("attention", "op", "map", "shape", "distance"), "llllr"), table(notes) if notes else ""]
-        return "\n\n".join(filter(None, parts))
+        maps = table(rows, ("attention", "op", "map", "shape", "distance"), "llllr")
+        return "\n\n".join([table(sides), maps, *([table(notes)] if notes else [])])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the maps themselves."""
@@ -100,6 +109,7 @@ def look(
     sample: str | Path,
     *,
     against: str | None = None,
+    weights: Path | None = None,
     recipe: str | Path | None = None,
     trust: bool = False,
 ) -> MapsReport:
@@ -107,85 +117,140 @@ def look(
 
     Args:
         target: an engine, an ONNX file, or a PyTorch model (`zoo:NAME`, `FILE.py:FACTORY`). Of an engine, the graph it
-            was built from is built again in the same backend and precision, with the maps as further outputs.
-        sample: the input.
+            was built from is built again in the same backend and precision, with the maps as further outputs: a fused
+            attention makes no map, so the plain operators run in its place.
+        sample: the input; it is repeated where the graph has a fixed batch.
         against: the PyTorch original of an engine or an ONNX file; without it the graph as written is the original.
+        weights: of the PyTorch model, as in `load_model`.
         recipe: how an image becomes the input.
         trust: as in `open_session`.
 
     Raises:
         InputError: the target, its graph or the sample is refused; or the graph holds no attention with a map.
-        UsageError: an original for a target that is one itself.
+        UsageError: an original for a target that is one itself, or weights where there is no PyTorch model.
+        UnsupportedError: the engine cannot run here.
     """
-    sidecar = read_sidecar(target, trust) if sidecar_path(Path(target)).exists() else None
-    original = target if not (sidecar or target.lower().endswith(".onnx")) else against
+    sample, original = Path(sample), target if _names_model(target) else against
     if original is target and against is not None:
         raise UsageError(f"{target} is the original itself; leave --against out")
-    model = load_model(original) if original else None
-    graph = _graph_of(target, sidecar, model)
-    feeds = _feeds(graph.inputs, Path(sample), recipe)
+    if weights is not None and original is None:
+        raise UsageError(f"--weights are those of a PyTorch model; name the original of {target} with --against")
+    sidecar = None if _is_graph(target) or original is target else _sidecar_of(target, trust)
+    chosen = load_recipe(recipe) if recipe else None
+    model = load_model(original, weights) if original else None
+    graph = _graph_of(target, sidecar) if model is None or original is not target else _exported(model, sample, chosen)
+    feeds = _feeds(graph, sample, chosen)
     opened, watches = watched(graph)
     if not watches:
         raise InputError(f"{target} holds no attention that has a map; see edgeattn inspect")
-    written = run_as_written(opened)(feeds)
+    names = [spec.name for spec in opened.outputs]
+    written = dict(zip(names, reference_from_graph(opened).run(feeds), strict=True))
     ours = _built(opened, sidecar, feeds) if sidecar else (written if model else None)
-    seen = seen_in(model, _by_name(model, feeds)) if model else []
+    seen = seen_in(model, feeds) if model else []
     maps, missed = [], []
     for watch in watches:
         like = written[watch.output]
-        own = matching(seen, watch.op, watch.module, like) if model else None
+        own = matching(seen, watch.op, watch.module, like)
         if model and own is None:
             missed.append(watch.output)
         maps.append(_map(watch, like if own is None else own, ours))
-    compared = {"original": original or "the graph as written", "engine": _described(target, sidecar)}
-    image = None if Path(sample).suffix.lower() == ".npz" else Path(sample)
-    return MapsReport(Path(sample).name, compared, tuple(maps), tuple(missed), image)
+    compared = {"original": original or "the graph as written", "engine": _described(target, sidecar) if ours else ""}
+    return MapsReport(sample.name, compared, tuple(maps), tuple(missed), _pictured(graph, sample, chosen))
+
+
+def _names_model(target: str) -> bool:
+    return target.endswith(".py") or (":" in target and not Path(target).is_file())
+
+
+def _is_graph(target: str) -> bool:
+    return target.lower().endswith(".onnx") and not sidecar_path(Path(target)).exists()
+
+
+def _sidecar_of(target: str, trust: bool) -> Sidecar:
+    """What is known of an engine that runs here; see `open_session` for the errors."""
+    sidecar = read_sidecar(target, trust)
+    if sidecar.precision.asked == "int8":
+        raise InputError(
+            f"{target} is in INT8, and the ranges it was built with are not in its sidecar: its maps cannot be made; "
+            f"look at a float16 engine of the same graph"
+        )
+    open_session(target, trust).close()
+    return sidecar
 
 
 def _map(watch: Watch, original: Array, ours: Mapping[str, Array] | None) -> AttentionMap:
-    return AttentionMap(watch.op, watch.name, watch.kind, original, None if ours is None else ours[watch.output])
+    engine = None if ours is None else ours[watch.output]
+    return AttentionMap(watch.op, watch.name, watch.kind, original, engine, watch.items)
 
 
 def _described(target: str, sidecar: Sidecar | None) -> str:
-    return f"{target} ({sidecar.backend}, {sidecar.precision.asked})" if sidecar else "the graph as written"
+    if sidecar is None:
+        return "the graph as written"
+    return f"{target} ({sidecar.backend}, {sidecar.precision.asked}), built again with its attention as plain operators"
 
 
-def _graph_of(target: str, sidecar: Sidecar | None, model: Model | None) -> Graph:
-    """The graph of a target: the file, what an engine was built from, or the model's export."""
-    if sidecar is not None:
-        path = str(sidecar.graph.get("path") or "")
-        if not path or not Path(path).is_file():
-            raise InputError(f"{target} was built from {path or 'a graph in memory'}, which is gone: its maps need it")
-        graph = load_graph(path)
-        if graph.sha256 != sidecar.graph.get("sha256"):
-            raise InputError(f"{path} has changed since {target} was built from it; build it again")
-        return graph
-    if target.lower().endswith(".onnx"):
+def _graph_of(target: str, sidecar: Sidecar | None) -> Graph:
+    """The graph of a target: the file itself, or what an engine was built from, which may have moved along with it."""
+    if sidecar is None:
         return load_graph(target)
-    assert model is not None
-    specs = parse_inputs([], model.module)
+    path = Path(str(sidecar.graph.get("path") or ""))
+    places = [place for place in (path, Path(target).parent / path.name) if path.name and place.is_file()]
+    if not places:
+        raise InputError(
+            f"{target} was built from {path if path.name else 'a graph in memory'}, which is gone: its maps need it"
+        )
+    for graph in map(load_graph, places):
+        if graph.sha256 == sidecar.graph.get("sha256"):
+            return graph
+    raise InputError(f"{places[0]} has changed since {target} was built from it; build it again")
+
+
+def _exported(model: Model, sample: Path, recipe: Recipe | None) -> Graph:
+    specs = _inputs_of(model, sample, recipe)
     with tempfile.TemporaryDirectory() as folder:
         export_model(Model(model.module, specs, model.source), Path(folder) / "m.onnx", check=False)
         return load_graph(Path(folder) / "m.onnx")
 
 
-def _feeds(inputs: tuple[TensorSpec, ...], sample: Path, recipe: str | Path | None) -> dict[str, Array]:
+def _inputs_of(model: Model, sample: Path, recipe: Recipe | None) -> tuple[TensorSpec, ...]:
+    """What a model says itself that it takes, else what it is given."""
+    if getattr(model.module, "example_inputs", ()):
+        return parse_inputs([], model.module)
     if sample.suffix.lower() == ".npz":
-        arrays = read_npz(sample)
-        return {spec.name: arrays[spec.name] for spec in inputs if spec.name in arrays}
+        arrays = {name: array for name, array in read_npz(sample).items() if name != "label"}
+        texts = [f"{name}:{format_shape(array.shape)}@{array.dtype}" for name, array in arrays.items()]
+    elif recipe is not None:
+        texts = [format_shape((1, *recipe.shape))]
+    else:
+        raise UsageError(
+            f"{model.source} does not say what it takes: give a recipe or an .npz, or decorate it with "
+            f'edgeattn.model.example_inputs("1x3x224x224")'
+        )
+    return parse_inputs(texts, model.module)
+
+
+def _feeds(graph: Graph, sample: Path, recipe: Recipe | None) -> dict[str, Array]:
+    """The sample by input name, repeated to a fixed batch."""
     if not sample.is_file():
         raise InputError(f"no such file: {sample}")
-    (first, *_) = open_data(sample, inputs, load_recipe(recipe) if recipe else None)
-    return dict(first.feeds)
+    (first,) = open_data(sample, graph.inputs, recipe)
+    batches = {spec.name: spec.shape[0] if spec.shape else 1 for spec in graph.inputs}
+    return {
+        name: np.repeat(array, batch if isinstance(batch := batches[name], int) else 1, axis=0)
+        for name, array in first.feeds.items()
+    }
 
 
-def _by_name(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The feeds under the names of the model's own parameters, by order."""
-    names = [spec.name for spec in parse_inputs([], model.module)] if hasattr(model.module, "example_inputs") else []
-    return dict(zip(names or feeds, feeds.values(), strict=True))
+def _pictured(graph: Graph, sample: Path, recipe: Recipe | None) -> Array | None:
+    """An image as the model sees it: turned, cut and resized, in plain colours."""
+    if sample.suffix.lower() == ".npz":
+        return None
+    chosen = recipe or default_recipe(graph.inputs[0])
+    plain = replace(chosen, color="rgb", scale=1.0, mean=(), std=(), layout="nhwc")
+    return preprocess(read_image(sample), plain).astype(np.uint8)
 
 
-def _built(graph: Graph, sidecar: Sidecar, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def _built(graph: Graph, sidecar: Sidecar, feeds: Feeds) -> dict[str, Array]:
     """What an engine of the watched graph says, built as the engine was."""
     shapes = {name: array.shape for name, array in feeds.items()}
     config = BuildConfig(sidecar.precision.asked, min_shapes=shapes, opt_shapes=shapes, max_shapes=shapes)

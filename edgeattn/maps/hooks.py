@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.export.exporter import fast_path_off
-from edgeattn.model import Model, call_named, parameters, tensor_from
+from edgeattn.model import Model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +27,7 @@ CHOICES = ("topk", "argmax", "max")
 KINDS = {
     "SoftmaxAttention": SOFTMAX, "AttentionPool": SOFTMAX, "SelectiveKernel": SOFTMAX,
     "ChannelGate": (*GATES, *SOFTMAX), "SpatialGate": GATES, "CBAM": GATES, "AttentionGate": GATES,
+    "SoftMask": GATES,
     "HardAttention": CHOICES, "SpatialTransformer": ("grid_sampler_2d",),
 }  # fmt: skip
 
@@ -42,19 +43,20 @@ class Seen:
 
 
 def seen_in(model: Model, feeds: Feeds) -> list[Seen]:
-    """Run a model once and return what its softmaxes, gates, choices and samplers made, in order."""
-    import torch
+    """Run a model once and return what its softmaxes, gates, choices and samplers made, in order.
+
+    Raises:
+        InputError: the model refuses the feeds.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     found: list[Seen] = []
-    tensors = {name: tensor_from(array) for name, array in feeds.items()}
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others never make the weights
         stack.enter_context(fast_path_off())  # it never makes the weights either
         path = stack.enter_context(_module_paths(model.module))
         stack.enter_context(_recorder(path, found))
-        call_named(model.module, parameters(model.module), tensors)
+        model.run(feeds)
     return found
 
 
@@ -108,21 +110,34 @@ def _dropped(stack: list[str]) -> None:
 
 
 def matching(seen: list[Seen], op: str, module: str, like: Array) -> Array | None:
-    """Take from `seen` the first map of an op in a module, in the layout of `like`; None where there is none.
+    """Take from `seen` the map of an op in a module, in the layout of `like`; None where there is none.
 
-    It is removed, so that the same question again gives the next one. `module` is a path, or what begins with one.
+    Of several that could be it, such as the gates of one module, it is the one nearest to `like`, then the first. It is
+    removed, so that nothing is taken twice. `module` is a path, or what begins with one; empty is anywhere.
     """
+    found = []
     for index, item in enumerate(seen):
         inside = item.module == module or item.module.startswith(f"{module}.") or module.startswith(f"{item.module}.")
         if item.operation not in KINDS[op] or not (inside or not module or not item.module):
             continue
-        array = (
-            np.moveaxis(item.array, item.axis, -1) if op == "SoftmaxAttention" and item.axis is not None else item.array
-        )
+        keys_last = op == "SoftmaxAttention" and item.axis is not None
+        array = np.moveaxis(item.array, item.axis or 0, -1) if keys_last else item.array
         if _fits(array.shape, like.shape):
-            del seen[index]
-            return array.reshape(like.shape)
-    return None
+            array = array.reshape(like.shape)
+            # What multiplies the map is the gate, or one more than it in residual attention.
+            forms = (array, 1 + array) if item.operation in GATES else (array,)
+            found += [(_gap(form, like), index, form) for form in forms]
+    if not found:
+        return None
+    _, index, array = min(found, key=lambda one: one[:2])
+    del seen[index]
+    return array
+
+
+def _gap(array: Array, like: Array) -> float:
+    with np.errstate(invalid="ignore"):
+        gap = float(np.abs(array.astype(np.float64) - like.astype(np.float64)).mean())
+    return gap if np.isfinite(gap) else np.inf
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

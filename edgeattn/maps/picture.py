@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn import files
+from edgeattn.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,22 +26,30 @@ CHANNELS = ("ChannelGate", "SelectiveKernel")  # their maps have no places
 COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
 
 
-def picture(maps: Sequence[AttentionMap], image: Image | None, query: int | None = None) -> Image:
+def picture(maps: Sequence[AttentionMap], image: Array | None, query: int | None = None) -> Image:
     """Draw the maps of one sample: the input, and below it a row a map, the original's and then the engine's.
 
     Args:
         maps: in the order of the rows.
-        image: the input, under the maps of places; gray where there is none.
-        query: whose view of the keys is shown, of a softmax attention; by default what all queries see, together.
+        image: the input (H, W, 3) in 8 bits, under the maps of places; gray where there is none.
+        query: whose view of the keys is shown, of a softmax attention that has it; by default what all queries see.
+
+    Raises:
+        UsageError: no softmax attention has such a query.
     """
     from PIL import Image as Pictures
     from PIL import ImageDraw
 
-    base = image.convert("RGB").resize((PANEL, PANEL)) if image else Pictures.new("RGB", (PANEL, PANEL), (90, 90, 90))
-    rows = [("input", [base])]
+    queries = max((_queries(item) for item in maps), default=0)
+    if query is not None and query >= queries:
+        raise UsageError(f"there is no query {query}: the softmax attention here has {queries}, counted from 0")
+    base = Pictures.new("RGB", (1, 1), (90, 90, 90)) if image is None else Pictures.fromarray(image)
+    base = base.resize((PANEL, PANEL))
+    both = any(item.engine is not None for item in maps)
+    rows = [("input; below, the original on the left, the other on the right" if both else "input", [base])]
     for item in maps:
         arrays = [array for array in (item.original, item.engine) if array is not None]
-        rows.append((f"{item.name} ({item.op} {item.kind})", [panel(item, array, base, query) for array in arrays]))
+        rows.append((_label(item, query), [panel(item, array, base, query) for array in arrays]))
     step = PANEL + GAP + LABEL
     canvas = Pictures.new("RGB", (2 * (PANEL + GAP) + GAP, len(rows) * step + GAP), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
@@ -52,6 +61,19 @@ def picture(maps: Sequence[AttentionMap], image: Image | None, query: int | None
     return canvas
 
 
+def _label(item: AttentionMap, query: int | None) -> str:
+    words = [f"{item.op} {item.kind}"]
+    if query is not None and _queries(item):
+        words.append(f"query {query}" if query < _queries(item) else "all queries")
+    if len(item.original) > 1:  # a batch, or windows
+        words.append(f"first of {len(item.original)}")
+    return f"{item.name} ({', '.join(words)})"
+
+
+def _queries(item: AttentionMap) -> int:
+    return item.original.shape[-2] if item.op == "SoftmaxAttention" else 0
+
+
 def save_picture(path: Path, drawn: Image) -> None:
     """Write a PNG in one step."""
     stream = io.BytesIO()
@@ -61,14 +83,16 @@ def save_picture(path: Path, drawn: Image) -> None:
 
 def panel(item: AttentionMap, array: Array, base: Image, query: int | None = None) -> Image:
     """One map of the first sample: heat over the picture where it has places, bars where it has none."""
-    values = np.asarray(array[0], np.float64)
+    values = np.nan_to_num(np.asarray(array[0], np.float64), posinf=0.0, neginf=0.0)
     if item.op == "SpatialTransformer":
         return _grid(values, base)
     if item.op == "SoftmaxAttention":
         keys = values.reshape(-1, *values.shape[-2:]).mean(0)
-        values = keys.mean(0) if query is None else keys[min(query, len(keys) - 1)]
+        values = keys.mean(0) if query is None or query >= len(keys) else keys[query]
     if item.op == "HardAttention":
-        return _bars(np.bincount(values.astype(int).ravel(), minlength=1).astype(float), base)
+        values = np.bincount(values.astype(int).ravel(), minlength=max(1, item.items)).astype(float)
+    if item.op == "SoftMask":
+        values = values.mean(0)  # a weight for each element: over the channels
     plane = None if item.op in CHANNELS or item.kind == "channel" else _plane(values)
     return _bars(values.ravel(), base) if plane is None else _heat(plane, base)
 

@@ -11,16 +11,21 @@ from edgeattn.graph import Graph, module_of
 from edgeattn.normalise import infer_types
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN
+from edgeattn.ops.walk import dims
 
 
 @dataclass(frozen=True)
 class Watch:
-    """One output that was added: the map `kind` of the attention `name`, an `op`."""
+    """One output that was added: the map `kind` of the attention `name`, an `op`.
+
+    `items` is how many a hard attention chooses from, 0 where that is not known before it runs.
+    """
 
     op: str
     name: str
     kind: str
     module: str = ""  # the path of the PyTorch module that it is in
+    items: int = 0
 
     @property
     def output(self) -> str:
@@ -47,12 +52,17 @@ def watched(graph: Graph) -> tuple[Graph, tuple[Watch, ...]]:
         before = len(node.outputs)
         node.resize_outputs(before + len(made[function]))
         for kind, value in zip(made[function], node.outputs[before:], strict=True):
-            watch = Watch(node.op_type, node.name or "", kind, module_of(node))
+            watch = Watch(node.op_type, node.name or "", kind, module_of(node), _items(node))
             value.name = watch.output
             edited.model.graph.outputs.append(value)
             found.append(watch)
     infer_types(edited.model)
     return edited, tuple(found)
+
+
+def _items(node: ir.Node) -> int:
+    scores = dims(node.inputs[0]) if node.op_type == "HardAttention" else None
+    return scores[1] if scores and isinstance(scores[1], int) else 0
 
 
 def _exposed(function: ir.Function, kinds: tuple[str, ...]) -> list[str]:

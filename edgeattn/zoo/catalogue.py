@@ -61,14 +61,18 @@ class Page:
 
     def __str__(self) -> str:
         entry, record = self.entry, self.record
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in record.get("metrics", {}).items())
         rows = [
             ("model", f"zoo:{entry.name}: {self.about}"),
             ("task", entry.task),
             ("attention", ", ".join(entry.ops) or "none"),
             *(("input", str(spec)) for spec in self.inputs),
-            ("test", figures or "not trained"),
-            *((name.replace("_", " "), _plain(value)) for name, value in record.items() if name != "metrics"),
+            ("test", _figures(record.get("metrics", {}))),
+            ("training", _figures(record.get("train_metrics", {}))),
+            *(
+                (name.replace("_", " "), _plain(value))
+                for name, value in record.items()
+                if not name.endswith("metrics")
+            ),
             *(("command", command) for command in self.commands),
         ]
         return table(rows)
@@ -120,13 +124,16 @@ def show_model(name: str) -> Page:
 
 
 def write_data(name: str, folder: Path, split: Split = "test", count: int | None = None) -> Written:
-    """Write the samples of a data set into a folder, as many as it writes of itself unless `count` says.
+    """Write the samples of a data set into an empty or new folder, as many as it writes of itself unless `count` says.
 
     Raises:
-        UsageError: there is no such data set.
+        UsageError: there is no such data set, or the folder holds something: samples of two sets or counts would mix.
+        EdgeAttnError: the folder cannot be written.
     """
     if name not in DATASETS:
         raise UsageError(f"the zoo has no data set {name!r}; {did_you_mean(name, DATASETS)}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty, and what is in it would be mixed with the samples; name a new folder")
     given = {} if count is None else {"count": count}
     return Written(name, folder, split, DATASETS[name](folder, split, **given))
 
@@ -137,9 +144,13 @@ def _commands(entry: Entry, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     return (
         f"edgeattn zoo data {entry.data} -o {data}",
         f"edgeattn export zoo:{name} -o {name}.onnx --dynamic batch",
-        f"edgeattn build {name}.onnx --fp16 -o {name}.engine",
+        f"edgeattn build {name}.onnx -o {name}.engine",
         f"edgeattn parity {name}.engine --against zoo:{name} --data {data}{recipe}",
     )
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "not trained"
 
 
 def _plain(value: Any) -> str:

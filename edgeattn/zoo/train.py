@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import shutil
 import sys
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 
 from edgeattn import files
 from edgeattn.data import load_recipe, open_data
+from edgeattn.errors import UsageError
 from edgeattn.metrics import task_named
 from edgeattn.model import parse_inputs
 from edgeattn.tensors import TensorSpec
 from edgeattn.zoo import MODELS, Entry, factory, find
-from edgeattn.zoo.data import DATASETS
+from edgeattn.zoo.catalogue import write_data
 from edgeattn.zoo.fitting import Labels, Settings, fit, jittered, mirrored, taken
 from edgeattn.zoo.weights import FOLDER
 
 ROOT = Path(__file__).parents[2]
+DATA = ROOT / "build" / "train_zoo"
 SEED, TEST_SAMPLES, TEST_BATCH = 0, 2000, 100
 
 # How the models on a data set are trained, and those that need something else.
@@ -40,12 +43,13 @@ DATA_SETTINGS = {
     "cluttered": Settings(epochs=14, samples=6000),
     "scenes": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
     "saliency": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
-    "fusion": Settings(epochs=28, samples=6000),
+    "fusion": Settings(epochs=7, samples=24000),
     "clips": Settings(epochs=14, samples=4000),
 }
 OWN_SETTINGS = {
-    "recurrent_attention": Settings(epochs=24, samples=6000, rate=3e-3),
-    "vit": Settings(epochs=24, samples=6000, rate=1.5e-3),
+    "recurrent_attention": Settings(epochs=6, samples=24000, rate=3e-3),
+    "unet": Settings(epochs=12, samples=4000, batch=32, rate=2e-3, augment=mirrored),
+    "vit": Settings(epochs=6, samples=24000, rate=1.5e-3),
 }
 
 
@@ -55,9 +59,9 @@ def settings_of(entry: Entry) -> Settings:
 
 
 def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any]:
-    """Train one model on `<data>/<set>/train`, judge it on `<data>/<set>/test`, write weights and record into `out`.
+    """Train one model on `<data>/<set>/train-<samples>`, judge it there and on `<data>/<set>/test`.
 
-    One thread, since the sums of a convolution depend on how it is shared among several.
+    Weights and record go into `out`. One thread, since the sums of a convolution depend on how several share it.
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -66,8 +70,8 @@ def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any
     make = factory(name)
     module: nn.Module = make(pretrained=False)
     specs = parse_inputs(make.example_inputs, module)  # type: ignore[attr-defined]
-    inputs, labels = load(entry, data / entry.data / "train", specs)
-    inputs, labels = taken(inputs, labels, torch.randperm(len(labels))[: settings.samples])
+    inputs, labels = load(entry, data / entry.data / f"train-{settings.samples}", specs)
+    inputs, labels = taken(inputs, labels, torch.randperm(len(labels)))
     losses = fit(module, inputs, labels, entry.task, settings)
     test = load(entry, data / entry.data / "test", specs)
     metrics = evaluate(module, entry.task, *test)
@@ -83,6 +87,7 @@ def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any
         "final_loss": losses[-1],
         "parameters": sum(weight.numel() for weight in module.parameters()),
         "metrics": metrics,
+        "train_metrics": evaluate(module, entry.task, inputs, labels),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "numpy", "pillow", "scikit-learn", "scikit-image")},
@@ -115,16 +120,19 @@ def evaluate(module: nn.Module, task: str, inputs: tuple[Tensor, ...], labels: L
     return {name: float(value) for name, value in metric.result().items()}
 
 
-def write_data(names: Iterable[str], folder: Path) -> None:
-    """Write the data sets that these models need, anew: `<folder>/<set>/{train,test}`."""
-    counts: dict[str, int] = {}
-    for entry in map(find, names):
-        counts[entry.data] = max(counts.get(entry.data, 0), settings_of(entry).samples)
-    for name, count in counts.items():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        train = DATASETS[name](folder / name / "train", "train", count)
-        test = DATASETS[name](folder / name / "test", "test", TEST_SAMPLES)
-        print(f"data {name}: {train} samples for training, {test} for the test", flush=True)
+def write_sets(names: Iterable[str], folder: Path) -> None:
+    """Write the data sets that these models need, anew: `<folder>/<set>/{train-<samples>,test}`.
+
+    Raises:
+        UsageError: there are files in their places, and the folder is not `DATA`: they may be anybody's.
+    """
+    entries = [find(name) for name in names]
+    for name in dict.fromkeys(entry.data for entry in entries):
+        if folder == DATA:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        print(write_data(name, folder / name / "test", "test", TEST_SAMPLES), flush=True)
+    for name, count in dict.fromkeys((entry.data, settings_of(entry).samples) for entry in entries):
+        print(write_data(name, folder / name / f"train-{count}", "train", count), flush=True)
 
 
 def _save(module: nn.Module, path: Path, record: dict[str, Any]) -> None:
@@ -140,16 +148,22 @@ def main(arguments: Sequence[str]) -> None:
     own = [name for name, entry in MODELS.items() if not entry.weights]
     parser = argparse.ArgumentParser(prog="train_zoo", description="Train the models of the zoo, all unless named.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(own))
-    parser.add_argument("--jobs", type=int, default=1, help="how many train at a time, one core each (default: 1)")
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--jobs", type=int, default=cores, help=f"how many train at a time (default: {cores}, as cores)"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for weights and records")
-    parser.add_argument("--data", type=Path, default=ROOT / "build" / "train_zoo", help="folder for the data sets")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder to write the data sets into")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(own):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(own)}")
     names = options.names or own
     options.out.mkdir(parents=True, exist_ok=True)
-    write_data(names, options.data)
-    if options.jobs == 1:
+    try:
+        write_sets(names, options.data)
+    except UsageError as err:
+        parser.error(str(err))
+    if min(options.jobs, len(names)) == 1:
         for name in names:
             train(name, options.data, options.out, settings_of(find(name)))
         return

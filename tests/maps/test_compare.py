@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from edgeattn.errors import InputError, UsageError
 from edgeattn.export import export_model
 from edgeattn.graph import load_graph
 from edgeattn.maps import AttentionMap, look, watched
+from edgeattn.maps.picture import PANEL, _label, panel, picture
 from edgeattn.model import Model, load_model, parse_inputs
 from edgeattn.nn import CBAM
 from edgeattn.tensors import TensorSpec
@@ -110,3 +113,134 @@ def test_what_cannot_be_looked_into_is_said(made: Path, tmp_path: Path) -> None:
         look(MODEL, made / "x.npz", against=MODEL)
     with pytest.raises(InputError, match="no such file"):
         look(MODEL, tmp_path / "none.png")
+    with pytest.raises(InputError, match=r"no such file: .*none\.engine"):
+        look(str(tmp_path / "none.engine"), made / "x.npz")
+    with pytest.raises(UsageError, match="name the original"):
+        look(str(made / "m.onnx"), made / "x.npz", weights=tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="zoo:cbam_yolo refuses"):
+        look(str(made / "m.onnx"), made / "x.npz", against="zoo:cbam_yolo")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"y": np.zeros((1, 1, 32, 32), np.float32)}, "unknown input 'y'"),
+        ({"x": np.zeros((1, 1, 32, 31), np.float32)}, "expected shape 1x1x32x32, got 1x1x32x31"),
+        ({"x": np.zeros((1, 1, 32, 32))}, "expected float32, got float64"),
+        ({"x": np.full((1, 1, 32, 32), np.nan, np.float32)}, "not finite"),
+    ],
+    ids=["name", "shape", "dtype", "nan"],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    arrays: dict[str, np.ndarray], says: str, made: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InputError, match=says):
+        look(str(made / "m.onnx"), tmp_path / "bad.npz")
+
+
+def test_an_engine_and_its_graph_may_move_together(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("old", "new"):
+        Path(folder).mkdir()
+    shutil.copy(made / "m.onnx", "old/m.onnx")
+    build_engine("old/m.onnx", Path("old/m.engine"), backend="onnxruntime", check=False)
+    for name in ("m.engine", "m.engine.json", "m.onnx"):
+        Path("old", name).rename(Path("new", name))
+    assert len(look("new/m.engine", made / "x.npz").maps) == 12
+    other = onnx.load("new/m.onnx")
+    other.doc_string = "another graph, where its own once was"
+    onnx.save(other, "old/m.onnx")
+    assert len(look("new/m.engine", made / "x.npz").maps) == 12
+    Path("new/m.onnx").unlink()
+    with pytest.raises(InputError, match="has changed since"):
+        look("new/m.engine", made / "x.npz")
+    Path("old/m.onnx").unlink()
+    with pytest.raises(InputError, match="which is gone"):
+        look("new/m.engine", made / "x.npz")
+
+
+def test_maps_of_an_int8_engine_are_refused_in_words(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "onnxruntime.engine", tmp_path / "m.engine")
+    record = json.loads((made / "onnxruntime.engine.json").read_text())
+    record["precision"]["asked"] = "int8"
+    (tmp_path / "m.engine.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"m\.engine is in INT8"):
+        look(str(tmp_path / "m.engine"), made / "x.npz")
+
+
+def test_a_sample_is_repeated_to_a_fixed_batch(made: Path, tmp_path: Path) -> None:
+    model = load_model(MODEL)
+    export_model(Model(model.module, (TensorSpec("x", "float32", (2, 1, 32, 32)),)), tmp_path / "2.onnx", check=False)
+    two, one = (look(str(path), made / "x.npz").maps[0].original for path in (tmp_path / "2.onnx", made / "m.onnx"))
+    assert np.allclose(two, np.concatenate([one, one]), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["npz", "recipe", "nothing"])
+def test_a_model_that_does_not_say_what_it_takes_is_given_the_sample(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "from torch import nn\nfrom edgeattn.nn import CBAM\n"
+        "def own(): return nn.Sequential(nn.Conv2d(3, 8, 1), CBAM(8))\n"
+    )
+    np.savez("x.npz", input=np.ones((1, 3, 9, 7), np.float32), label=3)
+    Image.new("RGB", (30, 20)).save("x.png")
+    Path("r.toml").write_text("[preprocess]\nsize = [9, 7]")
+    if form == "nothing":
+        with pytest.raises(UsageError, match="or decorate it"):
+            look("own.py:own", "x.png")
+        return
+    sample, recipe = ("x.npz", None) if form == "npz" else ("x.png", "r.toml")
+    assert look("own.py:own", sample, recipe=recipe).maps[1].original.shape == (1, 1, 9, 7)
+
+
+# Pictures
+
+
+def test_maps_lie_on_the_picture_that_the_model_sees(made: Path, tmp_path: Path) -> None:
+    across = np.clip(np.linspace(-0.5, 1.5, 80), 0, 1)  # black, in the middle half from black to white, white
+    pixels = np.tile(65535 * across, (40, 1)).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    (tmp_path / "r.toml").write_text('[preprocess]\nsize = [32, 32]\nresize = "crop"\ncolor = "gray"\nmean = [0.5]')
+    seen = look(str(made / "m.onnx"), tmp_path / "x.png", recipe=tmp_path / "r.toml").image
+    assert seen is not None
+    assert (seen.shape, seen.dtype) == ((32, 32, 3), np.uint8)
+    # Cut to the middle and turned: from white on the left to black on the right, and nothing before and after.
+    assert np.abs(seen[..., 0].astype(int) - np.linspace(252, 3, 32).astype(int)).max() <= 4
+
+
+def test_a_query_that_no_attention_has_is_refused_and_one_that_some_lack_is_told() -> None:
+    many = AttentionMap("SoftmaxAttention", "many", "weights", np.eye(4).reshape(1, 1, 4, 4))
+    few = AttentionMap("SoftmaxAttention", "few", "weights", np.ones((3, 1, 2, 4)))
+    gate = AttentionMap("ChannelGate", "gate", "weights", np.array([[0.2, np.nan, np.inf]]))
+    picture([many, few, gate], None, query=3)
+    assert _label(many, 3) == "many (SoftmaxAttention weights, query 3)"
+    assert _label(few, 3) == "few (SoftmaxAttention weights, all queries, first of 3)"
+    assert _label(gate, 3) == "gate (ChannelGate weights)"
+    with pytest.raises(UsageError, match="no query 4: the softmax attention here has 4"):
+        picture([many, few], None, query=4)
+    with pytest.raises(UsageError, match="no query 0: the softmax attention here has 0"):
+        picture([gate], None, query=0)
+
+
+def test_a_choice_is_drawn_where_its_items_are(tmp_path: Path) -> None:
+    model = load_model("zoo:dynamic_capacity_network")
+    specs = parse_inputs([], model.module)
+    export_model(Model(model.module, specs), tmp_path / "m.onnx", check=False)
+    (watch,) = watched(load_graph(tmp_path / "m.onnx"))[1]
+    assert watch.items == 36
+    black = Image.new("RGB", (PANEL, PANEL))
+    chosen = AttentionMap(watch.op, watch.name, watch.kind, np.array([[0, 35]]), items=36)
+    drawn = np.asarray(panel(chosen, chosen.original, black), int).sum(2)
+    assert drawn[0, 0] == drawn[-1, -1] == drawn.max()
+    assert drawn[0, -1] == drawn[-1, 0] == drawn.min()
+
+
+def test_a_picture_is_a_png_by_its_name(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["attention", str(made / "m.onnx"), "--input", str(made / "x.npz"), "-o", str(tmp_path / "map.jpg")]
+    assert main(words) == 2
+    assert "call it map.png" in capsys.readouterr().err

@@ -55,6 +55,20 @@ def test_a_gate_is_seen_in_its_module_and_results_stay() -> None:
     assert np.allclose(gate.array, truth.numpy(), atol=1e-6)
 
 
+def test_of_several_gates_in_one_module_the_nearest_is_the_map() -> None:
+    seen = [Seen("", "sigmoid", np.array([[value, value]])) for value in (0.9, np.nan, 0.2, 0.5)]
+    taken = [matching(seen, "ChannelGate", "", np.full((1, 2), value)) for value in (0.21, 0.52, np.inf)]
+    assert [float(found[0, 0]) for found in taken if found is not None] == [0.2, 0.5, 0.9]
+
+
+def test_a_residual_gate_is_one_more_than_what_pytorch_makes() -> None:
+    seen = [Seen("", "sigmoid", np.array([[0.25]]))]
+    found = matching(seen, "ChannelGate", "", np.array([[1.25]]))
+    assert found is not None
+    assert found.item() == 1.25
+    assert not seen
+
+
 def test_maps_are_taken_in_order_in_their_module_and_layout() -> None:
     def softmax(module: str, value: float, *shape: int, axis: int = -1) -> Seen:
         return Seen(module, "_softmax", np.full(shape, value), axis % len(shape))

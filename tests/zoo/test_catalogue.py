@@ -109,6 +109,8 @@ def test_a_page_shows_inputs_record_and_commands_that_parse(capsys: pytest.Captu
         (["data", "digits"], "add -o DIR"),
         (["show", "atention_unet"], "did you mean 'attention_unet'"),
         (["data", "cluterred", "-o", "x"], "did you mean 'cluttered'"),
+        (["list", "unet"], "edgeattn zoo show unet"),
+        (["show", "unet", "-o", "x"], "zoo show writes no samples"),
     ],
 )
 def test_a_call_that_cannot_be_meant_is_one_line(
@@ -126,3 +128,11 @@ def test_data_are_written_where_they_are_asked_for(tmp_path: Path, capsys: pytes
     document = json.loads(capsys.readouterr().out)
     assert document == {"name": "cluttered", "folder": str(tmp_path / "made"), "split": "train", "samples": 7}
     assert len(list((tmp_path / "made").rglob("*.png"))) == 7
+
+
+def test_data_are_not_mixed_with_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["zoo", "data", "digits", "-o", str(tmp_path)]
+    assert main([*words, "--count", "3"]) == 0
+    assert main([*words, "--count", "2"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("*.png"))) == 3

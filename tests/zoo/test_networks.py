@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from edgeattn import zoo
 from edgeattn.nn import CBAM
 from edgeattn.zoo.blocks import ResidualBlock, picked
+from edgeattn.zoo.boxes import pairwise_iou
+from edgeattn.zoo.data.scenes import scene
 from edgeattn.zoo.dynamic_capacity import DynamicCapacityNetwork, entropy_gradient
 from edgeattn.zoo.recurrent_attention import RecurrentAttention, _window
 from edgeattn.zoo.residual_attention import AttentionStage
@@ -93,3 +97,20 @@ def test_shifts_move_and_grow_a_box() -> None:
     shift = torch.tensor([[[0.5, 0.0, 0.0, 0.0]]])
     assert _shifted(box, torch.zeros(1, 1, 4)).tolist() == box.tolist()
     assert _shifted(box, shift).tolist() == [[[5, 0, 15, 20]]]
+
+
+def test_suppression_outside_the_graph_gives_what_the_graph_gives() -> None:
+    x = torch.from_numpy(np.stack([scene("test", number)[0] for number in range(12)])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        inside, (boxes, scores) = zoo.factory("cbam_yolo")()(x), zoo.factory("cbam_yolo_raw")()(x)
+    best, classes = scores.max(2)
+    for number, rows in enumerate(inside):
+        kept: list[int] = []
+        for i in best[number].argsort(descending=True)[:32].tolist():
+            rivals = [j for j in kept if classes[number, j] == classes[number, i]]
+            if not rivals or pairwise_iou(boxes[number, [i]], boxes[number, rivals]).max() <= 0.5:
+                kept.append(i)
+        found = rows[rows[:, 4] > 0]
+        assert torch.equal(found[:, :4], boxes[number, kept])
+        assert torch.equal(found[:, 4], best[number, kept])
+        assert found[:, 5].tolist() == classes[number, kept].tolist()

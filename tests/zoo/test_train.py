@@ -32,14 +32,16 @@ def test_the_record_is_of_the_stored_weights(short: None, tmp_path: Path, monkey
     model = zoo.factory(NAME)()
     assert record["parameters"] == sum(weight.numel() for weight in model.parameters())
     specs = parse_inputs(["1x1x32x32"], model)
-    test = train.load(zoo.find(NAME), tmp_path / "data" / "digits" / "test", specs)
-    assert train.evaluate(model, "classification", *test) == record["metrics"]
+    for split, key in (("test", "metrics"), ("train-150", "train_metrics")):
+        samples = train.load(zoo.find(NAME), tmp_path / "data" / "digits" / split, specs)
+        assert train.evaluate(model, "classification", *samples) == record[key]
 
 
 @pytest.mark.slow
 def test_two_jobs_make_what_one_makes(short: None, tmp_path: Path) -> None:
+    names = [NAME, NAME]  # of one name only one trains at a time
     for jobs in ("1", "2"):
-        train.main([NAME, "--jobs", jobs, "--out", str(tmp_path / jobs), "--data", str(tmp_path / "data")])
+        train.main([*names, "--jobs", jobs, "--out", str(tmp_path / jobs), "--data", str(tmp_path / "data" / jobs)])
     one, two = ((tmp_path / jobs / f"{NAME}.safetensors").read_bytes() for jobs in ("1", "2"))
     assert one == two
 
@@ -49,13 +51,51 @@ def test_every_entry_has_settings_and_no_settings_are_of_nothing() -> None:
     assert set(train.OWN_SETTINGS) <= set(zoo.MODELS)
 
 
-def test_a_data_set_is_written_once_and_anew(tmp_path: Path, short: None) -> None:
-    stale = tmp_path / "digits" / "train" / "3" / "stale.png"
+def test_a_data_set_is_written_once_and_anew(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = tmp_path / "digits" / "train-150" / "3" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.write_text("")
-    train.write_data([NAME, NAME], tmp_path)
+    monkeypatch.setattr(train, "DATA", tmp_path)
+    train.write_sets([NAME, NAME], tmp_path)
     assert not stale.exists()
-    assert len(list((tmp_path / "digits" / "train").rglob("*.png"))) == 150
+    assert len(list((tmp_path / "digits" / "train-150").rglob("*.png"))) == 150
+
+
+def test_models_that_want_more_samples_change_nothing_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "DATA_SETTINGS", {"cluttered": Settings(samples=3)})
+    monkeypatch.setattr(train, "OWN_SETTINGS", {"vit": Settings(samples=5)})
+    monkeypatch.setattr(train, "TEST_SAMPLES", 2)
+    train.write_sets(["resnet", "vit", "se_resnet"], tmp_path)
+    written = {path.name: len(list(path.rglob("*.png"))) for path in (tmp_path / "cluttered").iterdir()}
+    assert written == {"test": 2, "train-3": 3, "train-5": 5}
+
+
+def test_a_mechanism_is_trained_as_the_network_without_it_is() -> None:
+    with_and_without = (
+        ("cross_attention_fusion", "late_fusion"),
+        ("temporal_attention", "temporal_mean"),
+        ("stn_classifier", "cnn_classifier"),
+        ("se_deeplabv3plus", "deeplabv3plus"),
+        *(
+            (name, "resnet")
+            for name, entry in zoo.MODELS.items()
+            if entry.home == "resnet" and entry.data == "cluttered"
+        ),
+    )
+    for name, other in with_and_without:
+        assert train.settings_of(zoo.find(name)) == train.settings_of(zoo.find(other))
+
+
+def test_files_of_anybody_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "digits" / "test" / "own.png"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(SystemExit):
+        train.main([NAME, "--out", str(tmp_path / "out"), "--data", str(tmp_path)])
+    assert "is not empty" in capsys.readouterr().err
+    assert own.read_text() == "mine"
 
 
 def test_masks_and_boxes_are_read_as_the_task_asks(tmp_path: Path) -> None:
