@@ -65,6 +65,7 @@ def dtype_named(name: str) -> DType:
 
 
 @functools.cache  # asked for every input of every run
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a name in the table; bfloat16 and float8 come from ml_dtypes."""
     import numpy as np

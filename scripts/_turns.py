@@ -1,0 +1,119 @@
+"""Contenders that take turns, each in a process of its own: what the benches share.
+
+Where its memory lies makes one process faster than the next by a tenth and more, as long as it lives; so each
+contender lives several times, and its figure is the median over its lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+TURN_S = 0.1
+PAUSE_S = 0.3  # until the threads of whoever ran before have stopped spinning
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Time:
+    """Milliseconds of one run, and the most megabytes that running added to the process."""
+
+    ms: float
+    mb: float
+
+
+def serve(make: Callable[[], Callable[[], object]]) -> None:
+    """The child: for each line on stdin one turn; on stdout its median milliseconds and the megabytes added so far."""
+    call = make()
+    before = peak_mb()
+    call()
+    print(flush=True)  # ready
+    for _ in sys.stdin:
+        call()
+        times = []
+        end = time.perf_counter() + TURN_S
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - start))
+        print(json.dumps({"ms": median(times), "mb": peak_mb() - before}), flush=True)
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, in MB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def compete(commands: Mapping[str, Sequence[str]], lives: int, rounds: int) -> tuple[dict[str, Time], dict[str, str]]:
+    """Let commands that `serve` take turns; returns the times of those that ran, and why the others did not."""
+    turns: dict[str, list[list[Time]]] = {name: [] for name in commands}
+    failed: dict[str, str] = {}
+    for _ in range(lives):
+        with contextlib.ExitStack() as stack:
+            children = {}
+            for name, command in commands.items():
+                if name not in failed:
+                    children[name] = _attempt(name, partial(stack.enter_context, _child(command)), failed)
+                    turns[name].append([])
+            order = list(children)
+            for _ in range(rounds):
+                for name in order:
+                    if name not in failed:
+                        time.sleep(PAUSE_S)
+                        turns[name][-1] += filter(None, [_attempt(name, children[name], failed)])
+                order.append(order.pop(0))  # nobody always runs after the same one
+    return {name: _summary(found) for name, found in turns.items() if name not in failed}, failed
+
+
+def _summary(lives: Sequence[Sequence[Time]]) -> Time:
+    most = max(turn.mb for life in lives for turn in life)
+    return Time(median(median(turn.ms for turn in life) for life in lives), most)
+
+
+def _attempt(name: str, act: Callable[[], Result], failed: dict[str, str]) -> Result | None:
+    """What it returns; None where the child dies, and its last words noted."""
+    try:
+        return act()
+    except RuntimeError as err:
+        failed[name] = str(err)
+        return None
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str]) -> Iterator[Callable[[], Time]]:
+    """A contender in its process, ready: what is yielded lets it run and returns what it measured."""
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as words,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=words, text=True) as process,
+    ):
+
+        def line() -> str:
+            if text := process.stdout.readline():
+                return text
+            code = process.wait()
+            words.seek(0)
+            raise RuntimeError((words.read().splitlines() or [f"died with exit code {code}"])[-1])
+
+        def turn() -> Time:
+            with contextlib.suppress(BrokenPipeError):  # then there is no line either
+                process.stdin.write("\n")
+                process.stdin.flush()
+            return Time(**json.loads(line()))
+
+        try:
+            line()
+            yield turn
+        finally:
+            process.kill()
