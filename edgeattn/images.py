@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 _TABLES = {"preprocess": [name for name in _FORMS if name != "ignore"], "labels": ["ignore"]}
+_OTHER_TABLES = ("calibration", "acceptance")  # edgeattn.calibrate reads them
 _ORIENTATION = 0x0112  # EXIF's tag
 IGNORED = -1  # the class of a pixel that counts nowhere
 
@@ -115,17 +116,19 @@ class Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from the tables `[preprocess]` and `[labels]` (`ignore`) of a TOML file: the fields of `Recipe`.
 
+    The tables `[calibration]` and `[acceptance]` may stand beside them; see `edgeattn.calibrate.load_calibration`.
+
     Raises:
         InputError: the file cannot be read, or a table, key or value is not one of a recipe.
     """
     document = files.read_toml(Path(path))
-    _refuse_unknown(document, list(_TABLES), f"{path}: table")
-    if "size" not in _table(document, "preprocess", path):
+    refuse_unknown(document, [*_TABLES, *_OTHER_TABLES], f"{path}: table")
+    if "size" not in table_of(document, "preprocess", path):
         raise InputError(f"{path} has no [preprocess] table with a size; expected at least: size = [H, W]")
     values: dict[str, Any] = {}
     for name, keys in _TABLES.items():
-        table = _table(document, name, path)
-        _refuse_unknown(table, keys, f"{path}: key")
+        table = table_of(document, name, path)
+        refuse_unknown(table, keys, f"{path}: key")
         values |= {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     try:
         return Recipe(**values)
@@ -133,14 +136,24 @@ def load_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{path}: {err}") from err
 
 
-def _table(document: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+def table_of(document: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    """A table of a TOML document, empty where there is none.
+
+    Raises:
+        InputError: a value stands in its place.
+    """
     table = document.get(name, {})
     if not isinstance(table, dict):
         raise InputError(f"{path} has no [{name}] table, but a value of that name; expected [{name}] on its own line")
     return table
 
 
-def _refuse_unknown(found: dict[str, Any], known: list[str], what: str) -> None:
+def refuse_unknown(found: Iterable[str], known: list[str], what: str) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        InputError: names the nearest one that is.
+    """
     for name in found:
         if name not in known:
             raise InputError(f"{what} {name!r} is unknown; {did_you_mean(name, known)}")
@@ -208,11 +221,21 @@ def preprocess(image: Image, recipe: Recipe) -> Array:
         raise InputError(f"cannot read the EXIF data of {_name(image)}: {one_line(err)}") from err
     pixels = _eight_bit(upright, "L" if recipe.color == "gray" else "RGB", _name(image))
     resized = _resize(pixels, recipe, recipe.interpolation, recipe.fill)
-    x: Array = np.asarray(resized, np.float32).reshape(*recipe.size, recipe.channels)
-    if recipe.color == "bgr":
-        x = x[..., ::-1]
-    x = _scaled(x, recipe)
-    return np.ascontiguousarray(x.transpose(2, 0, 1) if recipe.layout == "nchw" else x)
+    prepared: Array = of_pixels(np.asarray(resized).reshape(1, *recipe.size, recipe.channels), recipe)[0]
+    return prepared
+
+
+def of_pixels(pixels: Array, recipe: Recipe) -> Array:
+    """What a recipe makes of resized images in 8 bits, (B, H, W, C) in RGB or gray: all of it but the resize."""
+    x = pixels.astype(np.float32)
+    x = _scaled(x[..., ::-1] if recipe.color == "bgr" else x, recipe)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if recipe.layout == "nchw" else x)
+
+
+def leftover(recipe: Recipe) -> Recipe:
+    """The resize alone, which gives the pixels that `of_pixels` takes."""
+    color = "gray" if recipe.color == "gray" else "rgb"
+    return replace(recipe, scale=1.0, mean=(), std=(), layout="nhwc", color=color)
 
 
 def _scaled(x: Array, recipe: Recipe) -> Array:

@@ -7,7 +7,8 @@ vanish stays in float32 (`edgeattn.precision.islands`), and the notes say what a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -15,15 +16,20 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from edgeattn.errors import UsageError
+from edgeattn.errors import InputError, UsageError
 from edgeattn.graph import Graph, dtype_name
+from edgeattn.lowering import ATTENTION
 from edgeattn.normalise import infer_types, inlined, upgraded
-from edgeattn.precision.islands import MOVES, Islands, islands
-from edgeattn.precision.signatures import bound, constant, is_float32, lowerable, op, signature
+from edgeattn.precision.islands import QUANTIZE, islands
+from edgeattn.precision.norms import merge_norms
+from edgeattn.precision.ranges import Ranges
+from edgeattn.precision.scaling import scale_before
+from edgeattn.precision.signatures import MOVES, Islands, bound, constant, is_float32, lowerable, op, signature
 from edgeattn.tensors import dtype_named
 
 HIGH = ir.DataType.FLOAT
 BFLOAT16_OPSET = 22  # the first in which Conv and pooling take bfloat16
+QUANTIZED_OPSET = 19  # the first in which scales may be float16
 NAMED_NODES = 3
 
 
@@ -35,7 +41,13 @@ class Lowered:
     notes: tuple[str, ...]
 
 
-def lower(graph: Graph, dtype: str, keep_io_types: bool = True) -> Lowered:
+def lower(
+    graph: Graph,
+    dtype: str,
+    keep_io_types: bool = True,
+    ranges: Ranges | None = None,
+    keep: Collection[str] = (),
+) -> Lowered:
     """Turn a graph's float32 computation into float16 or bfloat16.
 
     Weights are converted, casts stand where the dtype changes. A graph that already holds `dtype` is left as it is.
@@ -44,6 +56,9 @@ def lower(graph: Graph, dtype: str, keep_io_types: bool = True) -> Lowered:
         graph: any valid graph; it is not changed.
         dtype: `float16` or `bfloat16` (or their short names).
         keep_io_types: leave inputs and outputs in float32; otherwise they become `dtype` too. Names stay.
+        ranges: what calibration saw of this graph's values. What overflowed or vanished then stays in float32, or is
+            scaled where that is exact, and parts that only might have overflowed are lowered.
+        keep: names of nodes, and of attentions that were expanded, to leave in float32.
 
     Raises:
         UsageError: another dtype.
@@ -57,9 +72,14 @@ def lower(graph: Graph, dtype: str, keep_io_types: bool = True) -> Lowered:
         return Lowered(graph, (f"the graph already computes in {name}: left as it is",))
     model = _prepared(graph, low)
     opset = Graph(model).opset
-    kept = islands(model.graph, low, opset)
+    scaled = scale_before(model.graph, low, ranges) if ranges is not None else ()
+    kept = islands(model.graph, low, opset, ranges, keep)
+    unknown = sorted(
+        set(keep) - {name for node in model.graph for name in (node.name, node.metadata_props.get(ATTENTION))}
+    )
     _Caster(model.graph, low).run(kept, opset, keep_io_types)
-    return Lowered(Graph(model, graph.path), _notes(model.graph, kept))
+    asked = tuple(f"nothing to keep in float32: the graph has no node {name!r}" for name in unknown)
+    return Lowered(Graph(model, graph.path), (*asked, *scaled, *_notes(model.graph, kept)))
 
 
 def _holds(model: ir.Model, low: ir.DataType) -> bool:
@@ -70,15 +90,31 @@ def _holds(model: ir.Model, low: ir.DataType) -> bool:
 
 
 def _prepared(graph: Graph, low: ir.DataType) -> ir.Model:
-    """A copy with functions inlined, every value typed where types can be known, and every node named."""
+    """A copy with functions inlined, norms merged, every value typed where types can be known, and every node named."""
     model = inlined(graph.model)
     if low == ir.DataType.BFLOAT16:
         model = upgraded(model, BFLOAT16_OPSET)
+    elif any(node.op_type == "DequantizeLinear" for node in model.graph):
+        with contextlib.suppress(InputError):  # then what is quantised stays next to float32
+            model = upgraded(model, QUANTIZED_OPSET)
     common.NameFixPass()(model)
-    if any(value.type is None for node in model.graph for value in node.outputs if value.name):
+    values = [value for node in model.graph for value in node.outputs if value.name]
+    if any(value.type is None or value.shape is None for value in values):
         infer_types(model)
+    if any(value.type is None for value in values):
         _share_types(model)
+    model = merge_norms(model)
+    _drop_casts(model.graph)
     return model
+
+
+def _drop_casts(graph: ir.Graph) -> None:
+    """Remove each Cast to the dtype that a value has: lowered, it would be a pair of casts."""
+    for node in [node for node in graph if op(node) == "Cast"]:
+        source, result = node.inputs[0], node.outputs[0]
+        if source is not None and source.dtype == result.dtype is not None and not result.is_graph_output():
+            ir.convenience.replace_all_uses_with(result, source)
+            graph.remove(node, safe=True)
 
 
 def _share_types(model: ir.Model) -> None:
@@ -199,7 +235,8 @@ def _all_names(graph: ir.Graph) -> set[str]:
 def _followers(graph: ir.Graph, kept: Islands, keep_io_types: bool) -> set[ir.Node]:
     """Nodes that compute in whatever they are fed, since a cast before them would buy nothing.
 
-    They give no float (Shape, ArgMax, a comparison), or only move data to where float32 is wanted.
+    They give no float (Shape, ArgMax, a comparison), or only move data to where float32 is wanted. Not what quantises:
+    its scale is rounded as is that of what dequantises.
     """
     found: set[ir.Node] = set()
     for node in reversed(graph):
@@ -207,7 +244,7 @@ def _followers(graph: ir.Graph, kept: Islands, keep_io_types: bool) -> set[ir.No
         users = [user for value in outputs for user in value.consumers()]
         leaves = not keep_io_types and any(value.is_graph_output() for value in outputs)
         moves = op(node) in MOVES and not leaves and all(user in kept or user in found for user in users)
-        if not outputs or moves:
+        if (not outputs and node.op_type not in QUANTIZE) or moves:
             found.add(node)
     return found
 
@@ -222,6 +259,8 @@ def _set_dtype(node: ir.Node, dtype: ir.DataType) -> None:
     """Where an attribute chooses the output's dtype, choose the new one."""
     if op(node) == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", dtype.value)
+    elif op(node) == "DequantizeLinear":
+        node.attributes.pop("output_dtype", None)  # it gives its scale's then
     elif op(node) == "ConstantOfShape":
         fill = node.attributes.get("value")
         array = fill.as_tensor().numpy() if fill is not None else np.zeros(1, np.float32)

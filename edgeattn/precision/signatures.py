@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,23 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgeattn.ops.base import DOMAIN
+
+Islands = dict[ir.Node, str]  # what stays in float32, and why
+
+
+def kinds(names: str) -> frozenset[str]:
+    """A set of operators, from their names in one line."""
+    return frozenset(names.split())
+
+
+MOVES = kinds(
+    "Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Reshape Slice SpaceToDepth Split "
+    "Squeeze Tile Transpose Unsqueeze"
+)
+FLOATS = frozenset({"tensor(float)", "tensor(float16)", "tensor(bfloat16)"})
 # Operators whose output's dtype is theirs to choose. Random generators could too, but runtimes have them in float32.
-CHOOSING = frozenset({"Cast", "ConstantOfShape"})
+CHOOSING = frozenset({"Cast", "ConstantOfShape", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,19 @@ def op(node: ir.Node | None) -> str:
     return node.op_type if node is not None and node.domain in ("", "ai.onnx") else ""
 
 
+def has_body(node: ir.Node) -> bool:
+    """Whether it is control flow: If, Loop, Scan."""
+    return any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values())
+
+
 def signature(node: ir.Node, opset: int) -> Signature | None:
-    """The node's signature, None for an operator outside of ONNX's default domain or unknown to it."""
+    """The node's signature, None for an operator outside of ONNX's default domain or unknown to it.
+
+    A node of ours is one that a plugin will run: in any float, the same for all.
+    """
+    if node.domain == DOMAIN:
+        floats = tuple("" if value is None or value.dtype == ir.DataType.BOOL else "T" for value in node.inputs)
+        return Signature(floats, ("T",) * len(node.outputs), {"T": FLOATS, "": frozenset()})
     return _signature(op(node), opset, len(node.inputs), len(node.outputs))
 
 
@@ -90,6 +116,17 @@ def lowerable(node: ir.Node, low: ir.DataType, opset: int) -> frozenset[str]:
         high.add("T2")
     wanted = f"tensor({low.name.lower()})"
     return frozenset(name for name, _ in pairs if name not in high and wanted in found.admits[name])
+
+
+def groups(nodes: Collection[ir.Node], apart: Collection[str] = ()) -> list[set[ir.Node]]:
+    """The nodes, together with those they read from; what operators named `apart` read is no tie."""
+    home: dict[ir.Node, set[ir.Node]] = {node: {node} for node in nodes}
+    for node in nodes:
+        for producer in [value.producer() for value in node.inputs if value is not None]:
+            if producer in home and node.op_type not in apart and home[producer] is not home[node]:
+                home[producer] |= home[node]
+                home.update(dict.fromkeys(home[node], home[producer]))
+    return list({id(group): group for group in home.values()}.values())
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
