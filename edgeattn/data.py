@@ -77,6 +77,7 @@ class Dataset:
     folder: Path
     files: Sequence[tuple[Path, Said]]
     read: _Reader = field(repr=False)
+    recipe: Recipe | None = None  # that images follow; None for arrays
     bad: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -89,20 +90,39 @@ class Dataset:
             InputError: at the end, when more than 1 % of the files (and more than one) or all are bad.
         """
         self.bad.clear()
-        for path, said in self.files:
+        for index in range(len(self)):
             try:
-                feeds, label = self.read(path, said)
+                sample = self.sample(index)
             except InputError as err:
                 self.bad.append(str(err))
                 continue
-            yield Sample(path.relative_to(self.folder).as_posix(), feeds, label)
-        if len(self) == len(self.bad) == 1:
-            raise InputError(self.bad[0])
-        if len(self.bad) > max(1, MAX_BAD * len(self)) or len(self.bad) == len(self):
-            raise InputError(
-                f"{len(self.bad)} of {len(self)} files in {self.folder} cannot be used, more than 1 %: "
-                f"{'; '.join(self.bad[:3])}{' ...' if len(self.bad) > 3 else ''}"
-            )
+            yield sample
+        require_good(self.bad, len(self), self.folder)
+
+    def sample(self, index: int) -> Sample:
+        """Read one sample; several threads may.
+
+        Raises:
+            InputError: its file cannot be read, or does not fit the inputs.
+        """
+        path, said = self.files[index]
+        feeds, label = self.read(path, said)
+        return Sample(path.relative_to(self.folder).as_posix(), feeds, label)
+
+
+def require_good(bad: Sequence[str], files: int, where: Path | str) -> None:
+    """Refuse a pass over files in which too many were bad.
+
+    Raises:
+        InputError: more than 1 % of them (and more than one), or all; names the first.
+    """
+    if files == len(bad) == 1:
+        raise InputError(bad[0])
+    if len(bad) > max(1, MAX_BAD * files) or len(bad) == files:
+        raise InputError(
+            f"{len(bad)} of {files} files in {where} cannot be used, more than 1 %: "
+            f"{'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}"
+        )
 
 
 def open_data(
@@ -134,12 +154,12 @@ def open_data(
         raise InputError(f"{folder} holds both images and .npz files; keep one kind")
     singles = [_single(spec) for spec in inputs]
     if kinds == {False}:
-        read = _image_reader(singles, recipe)
+        read, recipe = _image_reader(singles, recipe)
     elif recipe is None:
         read = _npz_reader(singles)
     else:
         raise UsageError(f"{folder} holds .npz files, which are fed as they are; leave the recipe out")
-    return Dataset(folder if folder.is_dir() else folder.parent, found, read)
+    return Dataset(folder if folder.is_dir() else folder.parent, found, read, recipe)
 
 
 def _single(spec: TensorSpec) -> TensorSpec:
@@ -148,7 +168,7 @@ def _single(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, spec.shape and (1, *spec.shape[1:]))
 
 
-def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> _Reader:
+def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> tuple[_Reader, Recipe]:
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"an image cannot feed {len(inputs)} inputs ({names}); give .npz files with one array each")
@@ -167,7 +187,7 @@ def _image_reader(inputs: Sequence[TensorSpec], recipe: Recipe | None) -> _Reade
             x = np.clip(np.rint(x), np.iinfo(dtype).min, np.iinfo(dtype).max)
         return {spec.name: x.astype(dtype)}, _fitted(said, image, path, chosen)
 
-    return read
+    return read, chosen
 
 
 def _fitted(said: Said, image: Image, path: Path, recipe: Recipe) -> Label | None:

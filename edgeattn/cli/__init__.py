@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from edgeattn import __version__
-from edgeattn.cli import attention, build, doctor, export, inspect, parity, run, zoo
+from edgeattn.cli import attention, build, calibrate, doctor, export, inspect, parity, plugins, run, zoo
 from edgeattn.cli.options import apply_settings, common_options
 from edgeattn.errors import EdgeAttnError, UnsupportedError
 from edgeattn.reports.text import printable
 
-COMMANDS = (doctor, export, inspect, build, run, parity, zoo, attention)
+COMMANDS = (doctor, export, inspect, calibrate, build, run, parity, zoo, attention, plugins)
 INTERRUPTED = 130
 
 

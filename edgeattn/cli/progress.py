@@ -12,7 +12,10 @@ Progress = Callable[[str, "float | None"], None]
 
 @contextlib.contextmanager
 def shown(quiet: bool = False) -> Iterator[Progress]:
-    """Yield a callback `(phase, fraction)`; a fraction of None is a phase whose length is not known."""
+    """Yield a callback `(phase, fraction)`; a fraction of None is a phase whose length is not known.
+
+    A fraction with an attribute `of` is one of so many things: the bar shows their number and rate.
+    """
     if quiet:
         yield lambda phase, fraction: None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -36,10 +39,28 @@ def _plain_lines() -> Progress:
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        Task,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        """How many of the things that a phase counts are done in a second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            counted = task.total is not None and task.total != 1
+            return Text(f"{task.completed:.0f}/{task.total:.0f} {speed:.1f}/s" if counted and speed else "")
+
+    named = TextColumn("{task.description}", markup=False)
+    columns = (named, BarColumn(), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -47,6 +68,7 @@ def _bar() -> Iterator[Progress]:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=None)
             if fraction is not None:
-                bars.update(tasks[phase], total=1.0, completed=fraction)
+                count = getattr(fraction, "of", 1)
+                bars.update(tasks[phase], total=count, completed=fraction * count)
 
         yield progress

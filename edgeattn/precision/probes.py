@@ -1,0 +1,229 @@
+"""Which values of a graph calibration looks at, and the session that shows them.
+
+Every value that leaves a runtime costs: it must be stored, and what would have been fused with its reader is not. So
+each is looked at once, where that hinders least, and what follows from it is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+
+from edgeattn.errors import InferenceError, UnsupportedError, one_line
+from edgeattn.graph import Graph, with_profile
+from edgeattn.normalise import infer_types
+from edgeattn.precision.signatures import constant, op
+from edgeattn.tensors import ShapeRange
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from edgeattn.tensors import Array, Feeds, Shape
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+BOUNDS = frozenset({"Relu", "Clip"})
+CHANNEL_BLOCK = 16  # the largest in which ONNX Runtime lays out channels
+Look = Callable[["Feeds"], "dict[str, Array]"]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value in terms of another: `of` times `factor`, plus something from `least` to `most`."""
+
+    of: str
+    factor: float = 1.0
+    least: float = 0.0
+    most: float = 0.0
+
+    def after(self, first: Derived) -> Derived:
+        """This one, where `of` itself is derived by `first`."""
+        least, most = sorted((first.least * self.factor, first.most * self.factor))
+        return Derived(first.of, first.factor * self.factor, least + self.least, most + self.most)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The values to look at, each with a lower bound that its operator gives (a Relu's 0), and those that follow."""
+
+    observed: Mapping[str, float | None]
+    derived: Mapping[str, Derived]
+
+
+def probes(graph: ir.Graph) -> Probes:
+    """Decide where to look at a graph's floating-point values.
+
+    A moved value (reshaped, transposed) is what it was; a value and its multiple by a constant follow from each other,
+    and bounds of a product from its sum with a bias. What only a Relu or a Clip reads, and what lies between an Erf and
+    its product, is left out: no precision pass asks for it, and runtimes fuse it away.
+    """
+    values = {value.name or "": value for value in _computed(graph) if not _is_inside(value)}
+    links = {name: link for name, value in values.items() if (link := _link(value)) is not None}
+    observed, derived = {}, {}
+    for name, value in values.items():
+        end = Derived(name)
+        while end.of in links:
+            end = end.after(links[end.of])
+        if end.of == name:
+            observed[name] = 0.0 if op(value.producer()) == "Relu" else None
+        elif end.of in values:
+            derived[name] = end
+    return Probes(observed, derived)
+
+
+def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The inputs, and what nodes compute and somebody reads; floating-point tensors."""
+    made = (value for node in graph for value in node.outputs if value.uses() or value.is_graph_output())
+    for value in (*graph.inputs, *made):
+        is_float = value.dtype in FLOATS and isinstance(value.type, ir.TensorType)
+        if is_float and value.name and constant(value) is None:
+            yield value
+
+
+def _is_inside(value: ir.Value) -> bool:
+    """Whether a value never leaves what runtimes fuse: what a bound reads, and what an Erf gives a Gelu."""
+    readers, node = value.consumers(), value.producer()
+    if node is None or value.is_graph_output():
+        return False
+    shifted = op(node) == "Add" and any(item is not None and op(item.producer()) == "Erf" for item in node.inputs)
+    return shifted or op(node) == "Erf" or all(op(user) in BOUNDS and user.inputs[0] is value for user in readers)
+
+
+def _link(value: ir.Value) -> Derived | None:
+    """The value that one follows from: its source, or the only one that is made of it."""
+    node = value.producer()
+    if node is None:
+        return None
+    source = node.inputs[0] if op(node) in MOVES else None
+    if source is not None and constant(source) is None:
+        return Derived(source.name or "")
+    scaled = _scaled(node)
+    if scaled is not None and not _is_fused_with_reader(scaled[0]):
+        return Derived(scaled[0].name or "", scaled[1])
+    return _from_reader(value, op(node)) if _is_fused_with_reader(value) else None
+
+
+def _is_fused_with_reader(value: ir.Value) -> bool:
+    """Whether a runtime may compute a value only together with what its single reader makes of it."""
+    alone = len(value.uses()) == 1 and not value.is_graph_output()
+    return alone and op(value.producer()) in PRODUCTS | {"Mul"}
+
+
+def _from_reader(value: ir.Value, kind: str) -> Derived | None:
+    """How a value follows from what its only reader makes of it."""
+    reader = value.consumers()[0]
+    if (scaled := _scaled(reader)) is not None:
+        return Derived(reader.outputs[0].name or "", 1 / scaled[1])
+    biases = [tensor.numpy() for tensor in map(constant, reader.inputs) if tensor is not None and tensor.size]
+    if kind in PRODUCTS and op(reader) == "Add" and biases:
+        return Derived(reader.outputs[0].name or "", 1.0, -float(biases[0].max()), -float(biases[0].min()))
+    return None
+
+
+def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """The value that a node multiplies by a single constant, and that constant."""
+    kind = op(node)
+    for place in (1,) if kind == "Div" else (0, 1) if kind == "Mul" else ():
+        tensor, source = constant(node.inputs[place]), node.inputs[1 - place]
+        if tensor is not None and tensor.size == 1 and source is not None and constant(source) is None:
+            number = float(tensor.numpy().item())
+            factor = number if kind == "Mul" else 1 / number if number else 0.0
+            return (source, factor) if math.isfinite(factor) and 1e-30 < abs(factor) < 1e30 else None
+    return None
+
+
+def bytes_observed(graph: Graph, names: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
+    """How many bytes the values of one run take, for inputs of these shapes; as far as that can be inferred."""
+    fixed = with_profile(graph, {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()})
+    infer_types(fixed.model)
+    made = (value for node in fixed.model.graph for value in node.outputs if value.name in names)
+    dims = [value.shape.dims for value in made if value.shape is not None]
+    return sum(4 * math.prod(each) for each in dims if all(isinstance(dim, int) for dim in each))  # type: ignore[misc]
+
+
+def open_look(graph: Graph, names: Mapping[str, Any], threads: int) -> Look:
+    """Open a session in ONNX Runtime that gives the values of these names.
+
+    Returns:
+        A function of the feeds, which several threads may call. Of some values, the elements come in another order.
+
+    Raises:
+        UnsupportedError: ONNX Runtime cannot run the graph.
+    """
+    shown = graph.copy()
+    main = shown.model.graph
+    inputs = [value.name or "" for value in main.inputs if value.name in names]
+    made = [value for node in main for value in node.outputs if value.name in names]
+    main.outputs.extend(value for value in made if not value.is_graph_output())
+    try:
+        session, fetches = _opened(shown, [value.name or "" for value in made], threads)
+    except Exception as err:
+        raise UnsupportedError(f"ONNX Runtime cannot run the graph to observe it: {one_line(err)}") from err
+
+    def look(feeds: Feeds) -> dict[str, Array]:
+        try:
+            arrays = session.run(list(fetches.values()), dict(feeds))
+        except Exception as err:
+            raise InferenceError(f"ONNX Runtime failed: {one_line(err)}") from err
+        return {name: feeds[name] for name in inputs} | dict(zip(fetches, arrays, strict=True))
+
+    return look
+
+
+def _opened(graph: Graph, names: list[str], threads: int) -> tuple[ort.InferenceSession, dict[str, str]]:
+    """A session, and the output to fetch for each value.
+
+    ONNX Runtime computes convolutions with channels in blocks and would reorder every value that leaves. So the graph
+    as it has optimised it is made to give the values in blocks, and opened once more: where these are full, nothing
+    else is in them.
+    """
+    import onnxruntime as ort
+
+    options = _options(threads)
+    if not graph.op_counts()["Conv"]:
+        session = ort.InferenceSession(graph.serialized, options, ["CPUExecutionProvider"])
+        return session, {name: name for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "optimised.onnx")
+        options.optimized_model_filepath = path
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        ort.InferenceSession(graph.serialized, options, ["CPUExecutionProvider"])
+        optimised = onnx.load(path, load_external_data=False)
+        fetches = _without_reordering(optimised.graph, names)
+        onnx.save(optimised, path)
+        options = _options(threads)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return ort.InferenceSession(path, options, ["CPUExecutionProvider"]), fetches
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    return options
+
+
+def _without_reordering(graph: onnx.GraphProto, names: list[str]) -> dict[str, str]:
+    """Let an optimised graph give values as they are inside; returns the output to fetch for each."""
+    readers = Counter(name for node in graph.node for name in node.input)
+    fetches = {name: name for name in names}
+    for node in [node for node in graph.node if node.op_type == "ReorderOutput"]:
+        channels = next((item.i for item in node.attribute if item.name == "channels"), 1)
+        if node.output[0] in fetches and not readers[node.output[0]] and channels % CHANNEL_BLOCK == 0:
+            fetches[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+    del graph.output[:]
+    for name in dict.fromkeys(fetches.values()):
+        graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return fetches

@@ -1,0 +1,136 @@
+"""Where calibration looks, and that it sees what the graph computes: against ONNX Runtime without optimisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from edgeattn.graph import Graph
+from edgeattn.normalise import infer_types
+from edgeattn.precision.probes import bytes_observed, open_look, probes
+from tests.graphs import FLOAT, graph_of, self_attention
+
+
+def convolutions(channels: int, opset: int = 18) -> Graph:
+    """relu(conv(relu(conv(x))) + conv(x)), pooled, flattened, a product with a bias, and Gelu."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((channels, 3, 3, 3)),
+        "w2": rng.standard_normal((channels, channels, 3, 3)) / channels,
+        "w3": rng.standard_normal((channels, 3, 1, 1)),
+        "w4": rng.standard_normal((channels, 5)),
+        "bias": rng.standard_normal(5),
+        "root": np.array(2**0.5),
+        "one": np.array(1.0),
+        "half": np.array([0.5]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "w3"], ["skip"]),
+        helper.make_node("Add", ["c", "skip"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w4"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["biased"]),
+        helper.make_node("Div", ["biased", "root"], ["scaled"]),
+        helper.make_node("Erf", ["scaled"], ["erf"]),
+        helper.make_node("Add", ["erf", "one"], ["shifted"]),
+        helper.make_node("Mul", ["biased", "shifted"], ["twice"]),
+        helper.make_node("Mul", ["twice", "half"], ["y"]),
+    ]
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    graph = graph_of(nodes, [("x", FLOAT, [1, 3, 9, 7])], [("y", FLOAT, [1, 5])], arrays, opset)
+    infer_types(graph.model)
+    return graph
+
+
+def computed(graph: Graph, feeds: dict[str, Any]) -> dict[str, Any]:
+    """Every value of a graph, without optimisations."""
+    shown = graph.copy()
+    main = shown.model.graph
+    main.outputs.extend(value for node in main for value in node.outputs if not value.is_graph_output())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(shown.serialized, options)
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True)) | feeds
+
+
+def attention() -> Graph:
+    graph = self_attention(batch=1).graph
+    infer_types(graph.model)
+    return graph
+
+
+GRAPHS = {
+    "full-blocks": convolutions(32),
+    "blocks-with-a-rest": convolutions(19),
+    "one-channel": convolutions(1),
+    "old-opset": convolutions(16, opset=13),
+    "attention": attention(),
+}
+
+
+@pytest.fixture(params=GRAPHS)
+def graph(request: pytest.FixtureRequest) -> Graph:
+    return GRAPHS[request.param]
+
+
+def feeds_of(graph: Graph) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    return {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in graph.inputs}
+
+
+def test_what_is_seen_is_what_the_graph_computes(graph: Graph) -> None:
+    plan, feeds = probes(graph.model.graph), feeds_of(graph)
+    exact, seen = computed(graph, feeds), open_look(graph, plan.observed, 1)(feeds)
+    assert set(seen) == set(plan.observed)
+    for name, array in seen.items():
+        # In another order, perhaps: float32 rounds a sum of fewer than a thousand terms to about this.
+        np.testing.assert_allclose(np.sort(array.ravel()), np.sort(exact[name].ravel()), rtol=1e-4, atol=1e-5)
+        assert plan.observed[name] is None or exact[name].min() >= plan.observed[name]
+
+
+def test_what_follows_is_what_the_graph_computes(graph: Graph) -> None:
+    plan, exact = probes(graph.model.graph), computed(graph, feeds_of(graph))
+    assert plan.derived
+    for name, item in plan.derived.items():
+        of = exact[item.of].astype(np.float64)
+        ends = sorted((of.min() * item.factor, of.max() * item.factor))
+        reach = 1e-5 * np.abs(exact[name]).max()
+        low, high = exact[name].min() - ends[0] - item.least, exact[name].max() - ends[1] - item.most
+        assert low >= -reach
+        assert high <= reach
+        if item.least == item.most == 0:
+            assert max(abs(low), abs(high)) <= reach
+
+
+def test_every_value_is_known_but_those_that_runtimes_fuse_away() -> None:
+    plan = probes(convolutions(32).model.graph)
+    assert set(plan.observed) == {"x", "b", "c", "skip", "d", "pooled", "biased", "y"}
+    assert set(plan.derived) == {"flat", "product", "scaled", "twice"}
+    assert [name for name, floor in plan.observed.items() if floor == 0] == ["b", "d"]
+
+
+def test_scores_are_known_before_and_after_their_scale() -> None:
+    plan = probes(attention().model.graph)
+    known = {*plan.observed, *plan.derived}
+    assert {"x", "q", "scaled", "k", "kt", "v", "scores", "weights", "y"} == known
+    assert plan.derived["q"].of == "scaled"
+    assert plan.derived["kt"].of == "k"
+
+
+def test_bytes_are_those_of_the_values_for_given_shapes() -> None:
+    graph = self_attention(batch="batch").graph
+    infer_types(graph.model)
+    plan = probes(graph.model.graph)
+    values = computed(graph, {"x": np.zeros((3, 7, 8), np.float32)})
+    exact = sum(values[name].nbytes for name in plan.observed if name != "x")
+    assert bytes_observed(graph, plan.observed, {"x": (3, 7, 8)}) == exact
