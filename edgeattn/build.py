@@ -4,133 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from edgeattn import __version__, files
 from edgeattn.backends import backend_named, choose_backend
 from edgeattn.backends.base import BuildConfig
+from edgeattn.build_report import LOW_PRECISIONS, SHORT_NAMES, BuildPlan, BuildReport, rebuild_command
+from edgeattn.data import Sample, batches
 from edgeattn.engine import Engine, Sidecar, sidecar_path, write_engine
 from edgeattn.errors import GateError, UnsupportedError, UsageError
-from edgeattn.fuse import Missed, fuse
-from edgeattn.graph import Graph, dtype_name, load_graph, with_profile
+from edgeattn.folding import FOLDED
+from edgeattn.fuse import fuse
+from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
-from edgeattn.lowering import Plan, to_backend
+from edgeattn.lowering import Plan
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
-from edgeattn.precision.fp16 import lower
-from edgeattn.reports.text import number, table
-from edgeattn.tensors import DTYPES, format_shape, format_size, resolve_profile
+from edgeattn.precision.mixed import floating, typed_for
+from edgeattn.precision.ranges import Ranges
+from edgeattn.tensors import DTYPES, resolve_profile
 
-LOW_PRECISIONS = ("float16", "bfloat16")
-SHORT_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+__all__ = ["LOW_PRECISIONS", "SHORT_NAMES", "BuildPlan", "BuildReport", "build_engine", "plan_build", "rebuild_command"]
+
+CHECKED_SAMPLES = 64
 _TENSORRT_SETTINGS = (
     "workspace", "timing_cache", "opt_level", "version_compatible", "hardware_compatibility", "tf32",
 )  # fmt: skip
 _PRIVATE = ("progress", "profile", "min_shapes", "opt_shapes", "max_shapes")
 
 
-@dataclass(frozen=True)
-class BuildPlan:
-    """What a build will do, before it does it: `edgeattn build --dry-run`."""
-
-    source: Graph
-    typed: Graph
-    backend: str
-    why: str
-    config: BuildConfig
-    attention: tuple[AttentionInfo, ...] = ()
-    missed: tuple[Missed, ...] = ()
-    notes: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        rows = [
-            ("model", f"{self.source.path or 'in memory'} (opset {self.source.opset})"),
-            ("backend", f"{self.backend} ({self.why})"),
-            ("precision", self.config.precision),
-            *(("input", f"{name}: {spread}") for name, spread in self.config.profile.items()),
-            *(("output", str(spec)) for spec in self.typed.outputs),
-            ("targets", ", ".join(self.config.targets) or "this machine"),
-            *self.attention_rows(),
-            *(("note", note) for note in self.notes),
-        ]
-        return table(rows)
-
-    def attention_rows(self) -> list[tuple[str, str]]:
-        """For people: what each attention is run with, and what was nearly one."""
-        chosen = ((item, item.plans[self.backend]) for item in self.attention)
-        return [
-            *(("attention", f"{item}: {plan.runs}{f' ({plan.why})' if plan.why else ''}") for item, plan in chosen),
-            *(("missed", str(item)) for item in self.missed),
-        ]
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did: where the engine is, what is in it, and what the check of it said."""
-
-    path: Path
-    plan: BuildPlan
-    sidecar: Sidecar
-    parity: ParityReport | None
-    unchecked: str  # why it was not checked, empty where it was
-    seconds: Mapping[str, float]
-
-    @property
-    def overhead_s(self) -> float:
-        """What the build cost beyond the backend's compilation and the check, in seconds."""
-        return sum(spent for phase, spent in self.seconds.items() if phase not in ("compile", "check"))
-
-    def __str__(self) -> str:
-        precision = self.sidecar.precision
-        asked = f"{precision.asked}; weights {_shares(precision.weights, format_size)}"
-        rows = [
-            ("engine", f"{self.path} ({format_size(self.sidecar.plan_bytes)})"),
-            ("backend", f"{self.sidecar.backend} {self.sidecar.backend_version} ({self.plan.why})"),
-            *(("input", f"{spec} [{self.sidecar.profile[spec.name]}]") for spec in self.sidecar.inputs),
-            *(("output", f"{spec.name}: {spec.dtype} {format_shape(spec.shape)}") for spec in self.sidecar.outputs),
-            ("precision", f"asked {asked}; layers {_shares(precision.compute, str)}"),
-            *self.plan.attention_rows(),
-            *(("note", note) for note in (*self.plan.notes, *precision.notes)),
-            ("check", _verdict(self.parity) if self.parity else f"not run: {self.unchecked}"),
-        ]
-        found = [(row["candidate"], number(row["ms"]), row["verdict"]) for row in self.sidecar.search]
-        searched = table(found, ("candidate", "ms", "verdict"), "lr") if found else ""
-        return "\n\n".join(filter(None, (table(rows), searched)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: the sidecar as written, the notes, seconds by phase."""
-        return {
-            "engine": str(self.path),
-            "why": self.plan.why,
-            "attention": [item.to_json() for item in self.plan.attention],
-            "missed": [dataclasses.asdict(item) for item in self.plan.missed],
-            "notes": list(self.plan.notes),
-            "sidecar": dataclasses.asdict(self.sidecar),
-            "checked": self.parity is not None,
-            "unchecked": self.unchecked,
-            "seconds": dict(self.seconds),
-            "overhead_s": self.overhead_s,
-        }
-
-
-def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, backend: str = "auto") -> BuildPlan:
+def plan_build(
+    source: Graph | str | Path,
+    config: BuildConfig | None = None,
+    backend: str = "auto",
+    *,
+    ranges: Ranges | None = None,
+    samples: Iterable[Sample] | None = None,
+) -> BuildPlan:
     """Read, choose and type: everything up to the backend's own work, without writing anything.
+
+    `ranges` is what calibration observed of the graph, which INT8 needs; with `samples`, real ones, its weights are
+    improved where that measurably helps.
 
     Raises:
         InputError: the file is refused.
-        UsageError: shapes that the graph does not admit, or a precision that no graph is lowered to.
+        UsageError: shapes that the graph does not admit, a precision that no graph is lowered to, INT8 without ranges.
         UnsupportedError: no backend fits, or the chosen one lacks the targets or an operator; lists every reason.
     """
     config = config or BuildConfig()
-    if config.precision and config.precision not in SHORT_NAMES:
-        raise UsageError(f"cannot build in {config.precision!r}; known: {', '.join(SHORT_NAMES.values())}")
+    _require_precisions(config, ranges)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         graph = source if isinstance(source, Graph) else load_graph(source)
@@ -140,20 +66,18 @@ def plan_build(source: Graph | str | Path, config: BuildConfig | None = None, ba
         profile = config.profile or resolve_profile(
             graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes
         )
+        config = dataclasses.replace(config, profile=profile)
     with _timed(seconds, "fuse"):
         fused, found = fuse(graph)
-        typed = with_profile(to_backend(fused, name, config.forms), profile)
-        notes = (*_unused(config, name), *found.notes)
     with _timed(seconds, "type"):
-        if config.precision in LOW_PRECISIONS:
-            lowered = lower(typed, config.precision, config.keep_io_types)
-            typed, notes = lowered.graph, (*notes, *lowered.notes)
-        config = dataclasses.replace(config, precision=config.precision or _own_precision(graph), profile=profile)
+        typed, typing = typed_for(fused, name, config, ranges=ranges, samples=samples)
+        notes = (*_unused(config, name), *found.notes, *typing)
+        config = dataclasses.replace(config, precision=config.precision or _own_precision(graph))
         reasons = backend_named(name).unsupported(typed)
         if reasons:
             raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)
     attention = tuple(
-        _with_form(item, name, config.forms) for item in attention_in(fused, found.found, config.precision)
+        _with_form(item, name, config.forms) for item in attention_in(fused, found.found, floating(config))
     )
     return BuildPlan(graph, typed, name, why, config, attention, found.missed, notes, seconds)
 
@@ -164,6 +88,9 @@ def build_engine(
     config: BuildConfig | None = None,
     backend: str = "auto",
     check: bool = True,
+    *,
+    ranges: Ranges | None = None,
+    samples: Iterable[Sample] | None = None,
 ) -> BuildReport:
     """Build an engine and publish it only once it says what the graph says.
 
@@ -171,12 +98,16 @@ def build_engine(
     on seeded random inputs; then it replaces what was at `output`. Where this machine cannot run it (TensorRT-RTX
     without a GPU) the report says so.
 
+    `ranges` is what calibration observed of the graph. Of `samples`, real ones that can be gone through several times,
+    the first 16 improve INT8 weights and the first 64 are compared on. An INT8 engine without any must only run and
+    give finite numbers, since random input says nothing about its accuracy.
+
     Raises:
         GateError: it computes something else; the old engine stays.
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
-    plan = plan_build(source, config, backend)
+    plan = plan_build(source, config, backend, ranges=ranges, samples=samples)
     for path in (output, sidecar_path(output)):
         files.output_file(path, *plan.source.files)
     module = backend_named(plan.backend)
@@ -190,7 +121,8 @@ def build_engine(
         plan.config.progress("checking", None)
         with _timed(seconds, "check"), module.load(engine) as session:
             reference = reference_from_graph(plan.source)
-            report = check_parity(session, reference, None, plan.config.precision, seed=0, latency=False)
+            groups = None if samples is None else batches(islice(samples, CHECKED_SAMPLES), 1)
+            report = check_parity(session, reference, groups, plan.config.precision, seed=0, latency=False)
             audit = session.details.get("compute", dict)()
         if not report.passed:
             raise GateError(f"the engine does not say what the graph says: {'; '.join(report.reasons)}; see --no-check")
@@ -201,9 +133,26 @@ def build_engine(
         with _timed(seconds, "compile"):
             engine = module.build(plan.typed, plan.config)
         with _timed(seconds, "write"):
-            sidecar = write_engine(_described(engine, plan, output), output, finish)
+            sidecar = write_engine(_described(engine, plan, output, ranges), output, finish)
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def _require_precisions(config: BuildConfig, ranges: Ranges | None) -> None:
+    """Refuse precisions that cannot be meant, together or at all."""
+    known = ", ".join(SHORT_NAMES.values())
+    if config.precision and config.precision not in SHORT_NAMES:
+        raise UsageError(f"cannot build in {config.precision!r}; known: {known}")
+    if config.precision == "int8" and ranges is None:
+        raise UsageError("INT8 needs to know the values it rounds: give --data DIR with real samples, or --ranges FILE")
+    if config.rest not in SHORT_NAMES or config.rest == "int8":
+        raise UsageError(f"what is not INT8 cannot be {config.rest!r}; expected fp32, fp16 or bf16")
+    possible = {"float32", floating(config) or "float32", config.precision or "float32"}
+    for name, precision in config.layer_precisions.items():
+        if precision not in possible:
+            raise UsageError(
+                f"{name!r} cannot be {precision!r} in this build; expected {' or '.join(sorted(possible))}"
+            )
 
 
 def _with_form(item: AttentionInfo, backend: str, forms: Mapping[str, str]) -> AttentionInfo:
@@ -233,7 +182,7 @@ def _verified(sidecar: Sidecar, report: ParityReport, audit: Mapping[str, int]) 
     return dataclasses.replace(sidecar, precision=precision, verified=verified)
 
 
-def _described(engine: Engine, plan: BuildPlan, output: Path) -> Engine:
+def _described(engine: Engine, plan: BuildPlan, output: Path, ranges: Ranges | None) -> Engine:
     """Add to a backend's sidecar what only the whole build knows."""
     source = plan.source
     settings = {
@@ -241,27 +190,23 @@ def _described(engine: Engine, plan: BuildPlan, output: Path) -> Engine:
         for item in dataclasses.fields(plan.config)
         if item.name not in _PRIVATE
     }
+    precision = engine.sidecar.precision
+    observed = [item for item in dataclasses.fields(ranges) if item.name != "tensors"] if ranges is not None else []
     sidecar = dataclasses.replace(
         engine.sidecar,
-        graph={"path": str(source.path or ""), "name": source.model.graph.name or "", "sha256": source.sha256},
+        precision=dataclasses.replace(precision, notes=(*plan.notes, *precision.notes)),
+        calibration={item.name: getattr(ranges, item.name) for item in observed},
+        graph={
+            "path": str(source.path or ""),
+            "name": source.model.graph.name or "",
+            "sha256": source.sha256,
+            **{key: text for key, text in source.model.metadata_props.items() if key == FOLDED},
+        },
         config={**settings, **engine.sidecar.config},
         rebuild=rebuild_command(plan, output, ["--backend", plan.backend]),
         edgeattn_version=__version__,
     )
     return dataclasses.replace(engine, sidecar=sidecar)
-
-
-def rebuild_command(plan: BuildPlan, output: Path, choice: Sequence[str]) -> str:
-    """The command line that does a build again; `choice` says how its backend is chosen."""
-    config, source = plan.config, plan.source
-    words = ["edgeattn", "build", str(source.path or "MODEL.onnx"), "-o", str(output), *choice]
-    if config.precision in LOW_PRECISIONS:
-        words.append(f"--{SHORT_NAMES[config.precision]}")
-    for flag, bound in (("--min-shapes", "min"), ("--opt-shapes", "opt"), ("--max-shapes", "max")):
-        words += [flag, ",".join(f"{name}:{format_shape(getattr(r, bound))}" for name, r in config.profile.items())]
-    if config.targets:
-        words += ["--target", ",".join(config.targets)]
-    return shlex.join(words)
 
 
 def _own_precision(graph: Graph) -> str:
@@ -282,14 +227,6 @@ def _require_tensors(graph: Graph) -> None:
                 reasons.append(f"{kind} {value.name!r} has dtype {dtype_name(value.dtype)}")
     if reasons:
         raise UnsupportedError(f"an engine of {graph.path or 'the graph'} could not be fed or read", reasons)
-
-
-def _verdict(report: ParityReport) -> str:
-    return f"passed against the graph at {len(report.shapes)} shapes"
-
-
-def _shares(counts: Mapping[str, int], show: Any) -> str:
-    return ", ".join(f"{dtype} {show(count)}" for dtype, count in counts.items()) or "none"
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ class Sidecar:
     verified: Mapping[str, Any] | None = None  # the check after the build, None where it could not run
     edgeattn_version: str = ""
     search: tuple[Mapping[str, Any], ...] = ()  # what `--best` measured it against, itself among them
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # where the ranges of an INT8 engine come from
+    plugins: tuple[Mapping[str, Any], ...] = ()  # that TensorRT runs attention with, and how they come to it
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 _FORMS: dict[str, Any] = {
     **dict.fromkeys(("backend", "backend_version", "platform", "rebuild", "plan_sha256", "edgeattn_version"), str),
-    **dict.fromkeys(("graph", "config"), dict),
+    **dict.fromkeys(("graph", "config", "calibration"), dict),
     "plan_bytes": int,
     "verified": dict | None,
 }
@@ -205,7 +207,8 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Sidecar:
             raise ValueError(f"the inputs have no profile, or one too many: {', '.join(values['profile'])}")
         values["precision"] = _precision_from_json(record["precision"])
         values["targets"] = _items(str, record["targets"], "targets")
-        values["search"] = _items(dict, record.get("search", []), "search")
+        for name in ("search", "plugins"):
+            values[name] = _items(dict, record.get(name, []), name)
         if not 0 <= values.get("plan_bytes", 0) < 2**63:
             raise ValueError(f"plan_bytes is {quote(values['plan_bytes'])}")
         return Sidecar(**values)

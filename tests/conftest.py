@@ -9,8 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from edgeattn.backends.amx import avoid_broken_amx
+
 # The tests' tensors are small: threads would only fight for the cores. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# oneDNN reads this only once in a process, and float32 may come before INT8 here.
+avoid_broken_amx()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -13,10 +14,13 @@ from edgeattn import files
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine, plan_build
+from edgeattn.calibrate import calibrate
+from edgeattn.data import Dataset, open_data
 from edgeattn.engine import read_sidecar, sidecar_path
 from edgeattn.errors import EdgeAttnError, GateError, InferenceError, InputError, UnsupportedError, UsageError
-from edgeattn.graph import save_graph
-from edgeattn.tensors import random_feeds
+from edgeattn.graph import load_graph, save_graph
+from edgeattn.precision.ranges import Range, Ranges
+from edgeattn.tensors import TensorSpec, random_feeds
 from tests.graphs import graph_of, self_attention
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
@@ -154,8 +158,8 @@ def test_an_engine_never_replaces_what_it_is_built_from(tmp_path: Path, output: 
 def test_what_the_backend_cannot_be_told_is_refused_or_said(model: Path) -> None:
     with pytest.raises(UnsupportedError, match="openvino builds for this machine's CPU, not for sm_87: build with"):
         plan_build(model, BuildConfig(targets=("sm_87",)), "openvino")
-    with pytest.raises(UsageError, match="cannot build in 'int8'; known: fp32, fp16, bf16"):
-        plan_build(model, BuildConfig(precision="int8"), "openvino")
+    with pytest.raises(UsageError, match="cannot build in 'int4'; known: fp32, fp16, bf16, int8"):
+        plan_build(model, BuildConfig(precision="int4"), "openvino")
     plan = plan_build(model, BuildConfig(workspace=1 << 30, tf32=True), "onnxruntime")
     assert plan.notes == tuple(f"{name} is a setting of TensorRT: not used" for name in ("workspace", "tf32"))
 
@@ -228,3 +232,107 @@ def test_a_float16_transformer_of_any_batch_survives_onnxruntime(tmp_path: Path)
     report = build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", BuildConfig(precision="float16"), "onnxruntime")
     assert report.parity is not None
     assert report.parity.passed
+
+
+# INT8
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        x = np.random.default_rng(number).standard_normal((1, 7, 8)).astype(np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+    return folder
+
+
+def observed(model: Path, data: Path) -> tuple[Ranges, Dataset]:
+    graph = load_graph(model)
+    samples = open_data(data, [TensorSpec(spec.name, spec.dtype, (1, 7, 8)) for spec in graph.inputs])
+    return calibrate(graph, samples), samples
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_int8_is_checked_on_samples_and_leaves_its_calibration_in_the_sidecar(
+    model: Path, data: Path, backend: str
+) -> None:
+    ranges, samples = observed(model, data)
+    output = model.with_suffix(".engine")
+    report = build_engine(model, output, BuildConfig(precision="int8"), backend, ranges=ranges, samples=samples)
+    assert report.parity is not None
+    assert report.parity.samples == 6
+    assert report.parity.outputs[0].sqnr_db > 25
+    assert "SQNR" in report.verdict
+    sidecar = read_sidecar(output)
+    assert sidecar.precision.asked == "int8"
+    assert sidecar.precision.compute["int8"] >= 3
+    assert sidecar.precision.notes[0] == "INT8: 3 MatMul"
+    assert any("an attention is one unit" in note for note in sidecar.precision.notes)
+    assert sidecar.calibration["samples"] == 6
+    assert sidecar.calibration["graph_sha256"] == files.sha256_file(model)
+    assert sidecar.calibration["data_sha256"]
+    assert "--int8 --ranges RANGES.json" in sidecar.rebuild
+    with open_session(output) as session:
+        assert session.run({"x": np.ones((3, 7, 8), np.float32)})["y"].shape == (3, 7, 8)
+
+
+def test_int8_without_samples_is_only_said_to_run(model: Path, data: Path) -> None:
+    ranges, _ = observed(model, data)
+    config = BuildConfig(precision="int8")
+    report = build_engine(model, model.with_suffix(".engine"), config, "onnxruntime", ranges=ranges)
+    assert report.verdict.startswith("runs, and gives finite numbers on random input; give --data")
+
+
+def test_int8_that_is_noise_replaces_nothing(model: Path, data: Path) -> None:
+    ranges, samples = observed(model, data)
+    wrong = dataclasses.replace(ranges, tensors={name: Range(-1e6, 1e6, -1e6, 1e6) for name in ranges.tensors})
+    output = model.with_suffix(".engine")
+    with pytest.raises(GateError, match=r"the relative L2 error is .*, the limit is 0\.3162"):
+        build_engine(model, output, BuildConfig(precision="int8"), "onnxruntime", ranges=wrong, samples=samples)
+    assert not output.exists()
+
+
+def test_int8_needs_ranges_and_never_makes_them_up(model: Path) -> None:
+    with pytest.raises(UsageError, match="give --data DIR with real samples, or --ranges FILE"):
+        plan_build(model, BuildConfig(precision="int8"), "onnxruntime")
+
+
+def test_nodes_are_kept_high_by_name_and_by_glob(model: Path, data: Path) -> None:
+    ranges, _ = observed(model, data)
+    config = BuildConfig(precision="int8", layer_precisions={"que*": "float32", "value": "float32"})
+    plan = plan_build(model, config, "onnxruntime", ranges=ranges)
+    assert plan.notes[0] == "INT8: 1 MatMul"
+    assert "stays in float: MatMul 'query', MatMul 'value': kept high as asked" in plan.notes
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BuildConfig(precision="int8", rest="int8"), "what is not INT8 cannot be 'int8'"),
+        (BuildConfig(precision="int8", layer_precisions={"query": "float16"}), "'query' cannot be 'float16'"),
+        (BuildConfig(precision="float16", layer_precisions={"query": "int8"}), "'query' cannot be 'int8'"),
+        (BuildConfig(layer_precisions={"quary": "float32"}), "no node .*'quary'; did you mean 'query'"),
+    ],
+)
+def test_precisions_that_cannot_be_together_are_refused(
+    model: Path, data: Path, config: BuildConfig, said: str
+) -> None:
+    ranges, _ = observed(model, data)
+    with pytest.raises(UsageError, match=said):
+        plan_build(model, config, "onnxruntime", ranges=ranges)
+
+
+def test_int8_stands_beside_what_its_backend_can(model: Path, data: Path) -> None:
+    ranges, samples = observed(model, data)
+    beside = BuildConfig(precision="int8", rest="bfloat16")
+    with pytest.raises(UnsupportedError, match="onnxruntime has INT8 beside float32, not bfloat16"):
+        plan_build(model, beside, "onnxruntime", ranges=ranges)
+    output = model.with_suffix(".engine")
+    report = build_engine(model, output, beside, "openvino", ranges=ranges, samples=samples)
+    assert report.parity is not None
+    assert report.parity.outputs[0].sqnr_db > 20
+    assert "--bf16" in report.sidecar.rebuild
+    typed = plan_build(model, dataclasses.replace(beside, rest="float16"), "tensorrt-rtx", ranges=ranges).typed
+    assert "float16" in typed.weight_bytes()
+    assert typed.op_counts()["DequantizeLinear"] == 4

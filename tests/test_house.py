@@ -32,10 +32,10 @@ ORDER = re.findall(
     ops kernels
     nn model export fuse costs
     backends lowering inspect
-    folders data precision
+    folding folders data precision
     profile run parity camera
     zoo
-    build search doctor
+    calibrate build_report build search doctor
     maps
     cli __main__
 """,

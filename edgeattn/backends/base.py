@@ -26,6 +26,8 @@ class BuildConfig:
     Attributes:
         precision: the dtype to compute in, by name; empty keeps the graph's own. A backend receives a graph that is
             typed already, and never lowers anything by itself.
+        rest: the dtype of what is not in INT8 where `precision` is.
+        layer_precisions: by the name of a node in the fused graph or of a module, or a glob, its own precision.
         min_shapes: with `opt_shapes` and `max_shapes`, what was asked of the inputs by name; see `resolve_profile`.
         profile: the resolved range of every input, filled in before a backend sees the config.
         keep_io_types: inputs and outputs keep the model's dtypes where `precision` lowers the rest.
@@ -41,6 +43,8 @@ class BuildConfig:
     """
 
     precision: str = ""
+    rest: str = "float32"
+    layer_precisions: Mapping[str, str] = field(default_factory=dict)
     min_shapes: Mapping[str, Shape] = field(default_factory=dict)
     opt_shapes: Mapping[str, Shape] = field(default_factory=dict)
     max_shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -94,7 +98,13 @@ class Session:
 
 
 class Backend(Protocol):
-    """A backend is a module with these functions."""
+    """A backend is a module with these functions.
+
+    It takes INT8 in the form `INT8`, a scheme of `quantise`, and in the rest of such a graph the dtypes `BESIDE_INT8`.
+    """
+
+    INT8: str
+    BESIDE_INT8: tuple[str, ...]
 
     def missing(self, running: bool = True) -> list[str]:
         """Why this machine cannot run the backend's engines, or only build them; empty where it can. Never raises."""

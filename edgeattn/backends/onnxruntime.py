@@ -25,7 +25,26 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 NAME = "onnxruntime"
-_MOVES = {"Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Concat", "Slice", "Gather"}
+INT8 = "unsigned"
+BESIDE_INT8 = ("float32",)
+_MOVES = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Cast",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Identity",
+    "Concat",
+    "Slice",
+    "Gather",
+}
+SATURATES = (
+    "this CPU has no VNNI: in INT8, ONNX Runtime's sums of two products end at 32,767 here, where large weights meet "
+    "large inputs; compare on samples (edgeattn parity --data), or build with --backend openvino"
+)
 DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 _TYPE_NAMES = {"float": "float32", "double": "float64"}  # the rest are called as in the dtype table
 
@@ -54,11 +73,12 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     config.progress("compiling", None)
     compute = _precisions_seen(graph, config)
     notes = []
-    most = next(iter(compute), config.precision)
-    if config.precision not in ("float32", most):
-        notes.append(
-            f"ONNX Runtime computes most layers in {most} on this CPU: weights are stored in {config.precision}"
-        )
+    floating = config.rest if config.precision == "int8" else config.precision
+    most = next((dtype for dtype in compute if dtype != "int8"), floating)
+    if floating not in ("float32", most):
+        notes.append(f"ONNX Runtime computes most layers in {most} on this CPU: weights are stored in {floating}")
+    if config.precision == "int8" and _saturates():
+        notes.append(SATURATES)
     sidecar = Sidecar(
         backend=NAME,
         backend_version=ort.__version__,
@@ -132,9 +152,20 @@ def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
             ) from err
     kernels = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
     seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] not in _MOVES)
-    return {dtype: count for dtype, count in seen.most_common() if "float" in dtype}
+    return {dtype: count for dtype, count in seen.most_common() if "float" in dtype or dtype == "int8"}
+
+
+def _saturates() -> bool:
+    """Whether this CPU multiplies bytes by AVX2's instruction, whose sums of two products are cut off at 16 bits."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return " avx2" in flags and "vnni" not in flags
 
 
 def _compute_dtype(kernel: dict[str, list[dict[str, list[int]]]]) -> str:
     types = [name for port in kernel["input_type_shape"] + kernel["output_type_shape"] for name in port]
+    if types[0] in ("int8", "uint8"):
+        return "int8"
     return next((_TYPE_NAMES.get(name, name) for name in types if name.startswith(("float", "bfloat", "double"))), "")

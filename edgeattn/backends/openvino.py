@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 NAME = "openvino"
+# Measured with 2026.4: behind a Concat of signed INT8 it computes nonsense, and next to Q/DQ in bfloat16 or float16. So
+# the dtype of the rest is a setting and does not stand in the graph.
+INT8 = "shifted"
+BESIDE_INT8 = ("float32", "bfloat16")
 DOMAINS = ("", "com.microsoft")
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
-_cores: list[str] = []  # the precisions of this process's cores, in order
+_ON_AMX = ("bfloat16", "int8")
+_cores: list[tuple[str, str]] = []  # of this process, in order: the precision, and what oneDNN was told of AMX
 _MOVES = {"Cast", "Identity", "Constant", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
-_NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf"}
+_NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf", "FakeQuantize"}
 
 
 def missing(running: bool = True) -> list[str]:
@@ -53,7 +59,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     """
     config.progress("compiling", None)
     core, notes = _core(config.precision)
-    hint = _inference_precision(core, graph, config.precision, notes)
+    hint = _inference_precision(core, graph, config, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
         names = {port.any_name for port in model.inputs}  # an input that nothing reads is not among them
@@ -88,6 +94,8 @@ def load(engine: Engine) -> Session:
     require_match(sidecar, "OpenVINO", [sidecar.backend_version], _release())
     require_match(sidecar, "the platform", [sidecar.platform], this_platform())
     core, _ = _core(sidecar.precision.asked)
+    import openvino as ov
+
     try:
         properties = _properties(sidecar.config["inference_precision"])
         compiled = core.import_model(io.BytesIO(engine.plan), "CPU", properties)
@@ -95,13 +103,17 @@ def load(engine: Engine) -> Session:
     except Exception as err:
         raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
     names = [spec.name for spec in sidecar.outputs]
-    read = {port.any_name for port in compiled.inputs}
+    read = [port.any_name for port in compiled.inputs]
 
     def infer(feeds: dict[str, Array]) -> dict[str, Array]:
         try:
-            known = {name: array for name, array in feeds.items() if name in read}
-            outputs = request.infer(known, share_inputs=True)
-            return {name: outputs[index] for index, name in enumerate(names)}
+            if all(map(_shareable, feeds.values())):  # then past OpenVINO's own look at them, which takes longer
+                for port, name in enumerate(read):
+                    request.set_input_tensor(port, ov.Tensor(feeds[name], shared_memory=True))
+                outputs = request.infer(share_outputs=True)
+            else:
+                outputs = request.infer({name: feeds[name] for name in read}, share_outputs=True)
+            return {name: outputs[index].copy() for index, name in enumerate(names)}
         except Exception as err:
             raise InferenceError(f"OpenVINO failed: {one_line(err)}") from err
 
@@ -109,32 +121,38 @@ def load(engine: Engine) -> Session:
     return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, infer, device=device)
 
 
+def _shareable(array: Array) -> bool:
+    """Whether OpenVINO reads an array's memory as it is: neither a scalar, nor read-only, nor bfloat16."""
+    return array.ndim > 0 and array.flags.writeable and array.dtype.kind != "V"
+
+
 def _core(precision: str) -> tuple[ov.Core, list[str]]:
     """OpenVINO's entry, and what had to be done for it to survive."""
-    _cores.append(precision)
-    avoided = avoid_broken_amx() if precision == "bfloat16" else ""
-    if avoided and _cores[0] != "bfloat16":
+    avoided = avoid_broken_amx() if precision in _ON_AMX else ""
+    _cores.append((precision, os.environ.get(ISA_VARIABLE, "")))
+    if avoided and not _cores[0][1]:
         raise UnsupportedError(
             f"this machine stops programs that use its AMX, and oneDNN reads only once that it must not, which was for "
-            f"{_cores[0]}: use bfloat16 first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
+            f"{_cores[0][0]}: use {precision} first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
         )
     import openvino as ov
 
     return ov.Core(), [avoided] if avoided else []
 
 
-def _inference_precision(core: ov.Core, graph: Graph, precision: str, notes: list[str]) -> str:
+def _inference_precision(core: ov.Core, graph: Graph, config: BuildConfig, notes: list[str]) -> str:
     """The precision OpenVINO is told to compute in; adds a note where that is not the one asked for.
 
     It is always told: left alone, it lowers a float32 graph to bfloat16 on CPUs that have it. Told a low precision, it
     lowers the parts as well that the graph keeps in float32 because they would overflow.
     """
+    precision = config.rest if config.precision == "int8" else config.precision
     if precision not in _CAPABILITIES:
         return _HINTS["float32"]
     obstacle = ""
     if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         obstacle = f"this CPU has no {precision} arithmetic"
-    elif high := sum(_computes_in_float32(node) for node in graph.nodes()):
+    elif config.precision != "int8" and (high := sum(_computes_in_float32(node) for node in graph.nodes())):
         obstacle = f"the graph keeps {high} nodes in float32, which OpenVINO would lower with the rest"
     if obstacle:
         notes.append(f"{obstacle}: weights are stored in {precision}, layers compute in float32")
@@ -172,5 +190,8 @@ def _layer_precisions(compiled: ov.CompiledModel) -> dict[str, int]:
     for op in compiled.get_runtime_model().get_ordered_ops():
         if info(op, "layerType") not in _NOT_COMPUTE:
             seen[info(op, "runtimePrecision")] += 1
-    names = {hint: name for name, hint in _HINTS.items()}
-    return {names[key]: count for key, count in seen.most_common() if key in names}
+    names = {**{hint: name for name, hint in _HINTS.items()}, "i8": "int8", "u8": "int8"}
+    counts: Counter[str] = Counter()
+    for key, count in seen.items():
+        counts[names.get(key, "")] += count
+    return {name: count for name, count in counts.most_common() if name}

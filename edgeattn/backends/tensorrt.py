@@ -8,6 +8,9 @@ from edgeattn.backends.trt import library as lib
 from edgeattn.engine import Engine
 from edgeattn.graph import Graph
 
+INT8 = "signed"
+BESIDE_INT8 = ("float32", "float16", "bfloat16")
+
 
 def missing(running: bool = True) -> list[str]:
     """Why TensorRT cannot run engines here, or not even build them."""

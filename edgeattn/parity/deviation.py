@@ -118,7 +118,9 @@ class Deviation:
         worst, noise = self.error.over(self.truth)
         own_max, own_l2 = self.own.over(self.truth) if self.own_known else (None, None)
         limit_max, limit_l2 = tolerance.limit(own_max), tolerance.limit(own_l2)
-        measured = [("the largest error over max|y|", worst, limit_max), ("the relative L2 error", noise, limit_l2)]
+        measured = [("the relative L2 error", noise, limit_l2)]
+        if not tolerance.noise:
+            measured.insert(0, ("the largest error over max|y|", worst, limit_max))
         if self.whole:
             worst = _ratio(self.different, self.elements)
             own_max = own_l2 = _ratio(self.own_different, self.elements) if self.own_known else None

@@ -198,7 +198,7 @@ def test_bfloat16_after_another_precision_is_refused_where_amx_is_broken(monkeyp
         pytest.skip("; ".join(reasons))
     # oneDNN reads its settings once, so what would protect bfloat16 comes too late: the process would die.
     monkeypatch.setattr(openvino, "avoid_broken_amx", lambda: "computing without AMX")
-    monkeypatch.setattr(openvino, "_cores", ["float32"])
+    monkeypatch.setattr(openvino, "_cores", [("float32", "")])
     with pytest.raises(UnsupportedError, match="ONEDNN_MAX_CPU_ISA"):
         openvino.build(self_attention().graph, BuildConfig(precision="bfloat16"))
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -197,6 +197,26 @@ def test_an_overflow_in_float16_fails() -> None:
     assert report.reasons[0] == "output 'y': 1 of 4 values are not finite"
 
 
+@pytest.mark.parametrize(("noise", "passed"), [(0.05, True), (0.5, False)])
+def test_int8_is_judged_by_its_noise_on_samples_and_not_at_all_on_random_input(noise: float, passed: bool) -> None:
+    graph = self_attention().graph
+
+    def engine(feeds: Mapping[str, Array]) -> list[Array]:
+        (y,) = right.oracle(feeds)
+        return [y + noise * np.sqrt(np.mean(y**2)) * np.random.default_rng(0).standard_normal(y.shape)]
+
+    right = reference_from_graph(graph)
+    noisy = Reference("noisy", right.inputs, engine, engine, lambda feeds, dtype: None)
+    samples = batched(np.random.default_rng(1).standard_normal((3, 7, 8)).astype(np.float32), 1)
+    with opened(graph) as session:
+        report = check_parity(session, noisy, samples, "int8", seed=0, latency=False)
+        random = check_parity(session, noisy, None, "int8", seed=0, latency=False)
+    assert report.passed == passed
+    assert report.outputs[0].sqnr_db == pytest.approx(-20 * np.log10(noise), abs=2)
+    assert random.passed
+    assert random.verdict.startswith("PASSED: int8 gives finite numbers on random input")
+
+
 def test_an_engine_that_mixes_up_its_batch_fails_only_at_larger_batches() -> None:
     case = self_attention()
     graph = replaced(case.graph, lambda graph: None)
@@ -336,7 +356,7 @@ def test_a_corner_where_the_engine_fails_is_a_reason_not_a_crash() -> None:
         ({"batches": [], "max_drop": {"moiu": 0.1}}, "unknown metric 'moiu'; did you mean 'miou'"),
         ({"batches": [], "task": "segment"}, "unknown task 'segment'; did you mean 'segmentation'"),
         ({"batches": None, "seed": 0, "max_drop": {"top1": 0.1}}, "needs labels"),
-        ({"batches": None, "seed": 0, "precision": "int8"}, "no tolerance is known for int8"),
+        ({"batches": None, "seed": 0, "precision": "int16"}, "no tolerance is known for int16"),
     ],
 )
 def test_calls_that_cannot_be_meant_are_refused(arguments: dict[str, Any], message: str) -> None:

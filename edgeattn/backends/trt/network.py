@@ -23,6 +23,7 @@ DTYPES = {
     "BOOL": "bool",
 }
 _FLOATS = ("float32", "float16", "bfloat16", "float8_e4m3fn")
+_PRODUCTS = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"}
 _MOVES_DATA = {
     "CAST",
     "CONCATENATION",
@@ -134,13 +135,14 @@ def make_attention_decomposable(trt: Any, network: Any) -> None:
 
 
 def count_compute(network: Any) -> dict[str, int]:
-    """Count the layers that compute in floating point, by the dtype they compute in.
+    """Count the layers that compute, by the dtype they compute in.
 
-    A strongly typed network is built as it is typed. Layers that only move data, and those that only work on
-    constants, do not count.
+    A strongly typed network is built as it is typed, and a product of what was dequantised is one in INT8. Layers that
+    only move data, and those that only work on constants, do not count.
     """
     seen: Counter[str] = Counter()
     constants: set[str] = set()
+    dequantized: set[str] = set()
     for layer in _layers(network):
         inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
@@ -148,7 +150,11 @@ def count_compute(network: Any) -> dict[str, int]:
             constants.update(tensor.name for tensor in outputs)
             continue
         dtype = DTYPES.get(outputs[0].dtype.name, "") if outputs else ""
-        if dtype in _FLOATS and layer.type.name not in _MOVES_DATA:
+        if layer.type.name == "DEQUANTIZE":
+            dequantized.update(tensor.name for tensor in outputs)
+        if layer.type.name in _PRODUCTS and not dequantized.isdisjoint(tensor.name for tensor in inputs if tensor):
+            seen["int8"] += 1
+        elif dtype in _FLOATS and layer.type.name not in _MOVES_DATA:
             seen[dtype] += 1
     return dict(seen.most_common())
 
