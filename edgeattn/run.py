@@ -14,7 +14,9 @@ from edgeattn import files
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Session
 from edgeattn.data import batches, load_recipe, open_data, read_npz
+from edgeattn.engine import read_sidecar
 from edgeattn.errors import UsageError
+from edgeattn.folding import feeding_recipe
 from edgeattn.reports.text import table
 from edgeattn.tensors import format_shape
 
@@ -90,7 +92,8 @@ def run_engine(
                 raise UsageError(f"{source} is fed as it is; leave the recipe out")
             rows, skipped = _rows((source.name,), session.run(read_npz(source)), 1), []
         else:
-            data = open_data(source, session.inputs, load_recipe(recipe) if recipe else None)
+            about = read_sidecar(engine, trust).graph
+            data = open_data(source, session.inputs, feeding_recipe(about, load_recipe(recipe) if recipe else None))
             rows = [row for group in _groups(data, session) for row in group]
             skipped = data.bad
     if output is not None:

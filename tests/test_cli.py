@@ -42,6 +42,25 @@ def test_build_ends_with_a_verdict_and_writes_two_files(model: Path, capsys: pyt
     assert {path.name for path in Path().iterdir()} == {"model.onnx", "model.engine", "model.engine.json"}
 
 
+def test_int8_calibrates_or_takes_what_was_calibrated(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data").mkdir()
+    for number in range(4):
+        x = np.random.default_rng(number).standard_normal((1, 7, 8)).astype(np.float32)
+        np.savez(f"data/{number}.npz", x=x)
+    asked = ["build", str(model), "--int8", "--backend", "onnxruntime", "-q"]
+    assert main([*asked, "--data", "data", "--keep", "que*"]) == 0
+    out, _ = capsys.readouterr()
+    assert "INT8: 2 MatMul" in out
+    assert "MatMul 'query': kept high as asked" in out
+    assert "dB against the graph on 4 samples" in out
+    assert main(["calibrate", str(model), "--data", "data", "-o", "ranges.json", "-q"]) == 0
+    assert main([*asked, "--ranges", "ranges.json", "--dry-run"]) == 0
+    assert "INT8: 3 MatMul" in capsys.readouterr().out
+    save_graph(self_attention(seed=1).graph, model)
+    assert main([*asked, "--ranges", "ranges.json"]) == 5
+    assert "the ranges are stale" in capsys.readouterr().err
+
+
 def test_the_best_is_chosen_before_everybodys_eyes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(model), "--best", "--backend", "onnxruntime"]) == 0
     assert "chosen: the next takes" in capsys.readouterr().out
@@ -85,7 +104,16 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["build", "model.onnx", "-o", "model.onnx"], 2, "would overwrite model.onnx"),
         (["build", "model.onnx", "-o", "none/m.engine"], 1, "its folder does not exist"),
         (["build", "model.onnx", "--json", "model.engine.json"], 2, "would overwrite"),
-        (["build", "model.onnx", "--precision", "int8"], 2, "known: fp32, fp16, bf16"),
+        (["build", "model.onnx", "--precision", "int4"], 2, "known: fp32, fp16, bf16, int8"),
+        (["build", "model.onnx", "--int8"], 2, "give --data DIR with real samples, or --ranges FILE"),
+        (["build", "model.onnx", "--best", "--int8"], 2, "leave --int8, --ranges and --keep out"),
+        (
+            ["build", "model.onnx", "--int8", "--ranges", "r.json", "--calibration-method", "mse"],
+            2,
+            "found by a method",
+        ),
+        (["build", "model.onnx", "--int8", "--recipe", "r.toml"], 2, "give their folder with --data"),
+        (["build", "model.onnx", "--keep", "nothing*"], 2, "has no node or module 'nothing*'"),
         (["build", "model.onnx", "--backend", "openvino", "--target", "sm_87"], 4, "not for sm_87"),
         (["build", "model.onnx", "--best", "--target", "sm_87"], 2, "leave targets"),
         (["build", "model.onnx", "--best", "--dry-run"], 2, "leave --dry-run out"),

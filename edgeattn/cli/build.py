@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgeattn.cli.options import converted, json_option
+from edgeattn.cli.calibrate import METHODS
+from edgeattn.cli.options import converted, json_option, parse_drops, task_option, whole
 from edgeattn.cli.output import check_outputs, emit, passed
 from edgeattn.cli.progress import shown
+from edgeattn.cli.samples import budget_of, observed
 from edgeattn.errors import UsageError
 from edgeattn.tensors import parse_shapes, parse_size
 
@@ -26,6 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     json_option(parser)
     _precision_options(parser.add_argument_group("precision (default: as the model is)"))
+    _calibration_options(parser.add_argument_group("calibration, which INT8 needs"))
+    _budget_options(parser.add_argument_group("the search of --best"))
     _shape_options(parser.add_argument_group("shapes, as x:1x3x224x224,y:1x10"))
     _tensorrt_options(parser.add_argument_group("TensorRT"))
     _alias(parser, "--saveEngine", dest="output", type=Path)
@@ -33,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _precision_options(group: argparse._ArgumentGroup) -> None:
     kinds = group.add_mutually_exclusive_group()
-    kinds.add_argument("--precision", metavar="P", help="fp32, fp16, bf16 or best")
+    kinds.add_argument("--precision", metavar="P", help="fp32, fp16, bf16, int8 or best")
     for name in ("fp32", "fp16", "bf16"):
         kinds.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"--precision {name}")
     kinds.add_argument(
@@ -43,9 +47,38 @@ def _precision_options(group: argparse._ArgumentGroup) -> None:
         const="best",
         help="as the model is, by the backend and in the form that are measured fastest here",
     )
+    group.add_argument("--int8", action="store_true", help="with --fp16 or --bf16, these for what is not INT8")
+    group.add_argument(
+        "--keep",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="nodes or modules to keep high, by name; may be repeated",
+    )
     group.add_argument(
         "--no-keep-io-types", action="store_true", help="inputs and outputs take the low precision as well"
     )
+
+
+def _calibration_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data", type=Path, metavar="DIR", help="real samples: to calibrate on, and to check on")
+    group.add_argument("--recipe", type=Path, metavar="R.toml", help="how images become tensors, and how to calibrate")
+    group.add_argument(
+        "--fold-preprocess", action="store_true", help="put the recipe into the graph, which then takes resized pixels"
+    )
+    group.add_argument("--ranges", type=Path, metavar="FILE", help="what edgeattn calibrate wrote")
+    group.add_argument("--calibration-method", choices=METHODS, help="where to clip (default: the recipe's, or minmax)")
+
+
+def _budget_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-drop",
+        type=converted(parse_drops),
+        metavar="METRIC=P%",
+        help="what accuracy may cost: top1=0.5%%, miou, fbeta, map, cosine; or sqnr=30dB, which is kept at least",
+    )
+    task_option(group)
+    group.add_argument("--max-builds", type=whole(1), metavar="N", help="engines to build at most (default: 64)")
 
 
 def _shape_options(group: argparse._ArgumentGroup) -> None:
@@ -80,24 +113,44 @@ def _mem_pool_size(text: str) -> int:
     return parse_size(size if not size[-1].isdecimal() else size + "MiB")
 
 
+def _refuse_contradictions(args: argparse.Namespace, best: bool) -> None:
+    if best and (args.int8 or args.ranges or args.keep):
+        raise UsageError("--best finds out itself what is in INT8: leave --int8, --ranges and --keep out")
+    if not best and (args.max_drop or args.task or args.max_builds):
+        raise UsageError(
+            "--max-drop, --task and --max-builds are about the search: give --best, or use edgeattn parity"
+        )
+    if args.ranges and args.calibration_method:
+        raise UsageError("--ranges were found by a method already: leave --calibration-method out")
+    if best and args.dry_run:
+        raise UsageError("--best is not known before it is measured: leave --dry-run out, or name a precision")
+    if args.fold_preprocess and not args.recipe:
+        raise UsageError("--fold-preprocess puts a recipe into the graph: give it with --recipe R.toml")
+    if args.shapes and (args.min_shapes or args.opt_shapes or args.max_shapes):
+        raise UsageError("--shapes is min, opt and max in one; give it alone, or the three without it")
+
+
 def run(args: argparse.Namespace) -> int:
     """Build, or with --dry-run only plan."""
     from edgeattn.backends.base import BuildConfig
     from edgeattn.build import SHORT_NAMES, build_engine, plan_build
+    from edgeattn.data import load_recipe
     from edgeattn.engine import sidecar_path
+    from edgeattn.folding import fold_preprocess
+    from edgeattn.graph import load_graph
     from edgeattn.search import build_best
 
     best = args.precision == "best"
-    if best and args.dry_run:
-        raise UsageError("--best is not known before it is measured: leave --dry-run out, or name a backend")
-    if args.shapes and (args.min_shapes or args.opt_shapes or args.max_shapes):
-        raise UsageError("--shapes is min, opt and max in one; give it alone, or the three without it")
+    _refuse_contradictions(args, best)
     output = args.output or args.model.parent / f"{args.model.stem}.engine"
-    check_outputs((output, sidecar_path(output), args.json), (args.model,))
+    check_outputs((output, sidecar_path(output), args.json), (args.model, args.ranges, args.recipe))
     long_names = {short: name for name, short in SHORT_NAMES.items()}
+    asked = "" if best else long_names.get(args.precision, args.precision or "")
+    int8 = args.int8 or asked == "int8"
     with shown(args.quiet) as progress:
         config = BuildConfig(
-            precision="" if best else long_names.get(args.precision, args.precision or ""),
+            precision="int8" if int8 else asked,
+            rest=asked if int8 and asked not in ("", "int8") else "float32",
             min_shapes=args.min_shapes,
             opt_shapes=args.shapes or args.opt_shapes,
             max_shapes=args.max_shapes,
@@ -111,17 +164,25 @@ def run(args: argparse.Namespace) -> int:
             tf32=args.tf32,
             progress=progress,
         )
-        if args.dry_run:
-            print(plan_build(args.model, config, args.backend))
-            return 0
-        build = build_best if best else build_engine
-        report = build(args.model, output, config, args.backend, check=not args.no_check)
+        source = load_graph(args.model)
+        graph = fold_preprocess(source, load_recipe(args.recipe)) if args.fold_preprocess else source
+        if best:
+            config, budget = budget_of(args, graph, config)
+            report = build_best(graph, output, config, args.backend, check=not args.no_check, budget=budget)
+        else:
+            config, ranges, data = observed(args, source, graph, config, progress)
+            if args.dry_run:
+                print(plan_build(graph, config, args.backend, ranges=ranges, samples=data))
+                return 0
+            report = build_engine(
+                graph, output, config, args.backend, check=not args.no_check, ranges=ranges, samples=data
+            )
     emit(report, args.json)
     if args.verbose:
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
         print(f"edgeattn: {spent}; overhead {report.overhead_s:.2f} s", file=sys.stderr)
-    if report.parity:
+    if report.compared:
         passed(f"{output} says what {args.model} says", args.json)
     else:
-        print(f"BUILT: {output}, not checked: {report.unchecked}", file=sys.stderr)
+        print(f"BUILT: {output}, check {report.verdict}", file=sys.stderr)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from edgeattn import files
 from edgeattn.errors import UsageError, did_you_mean
 
 CONFIG_FILE = "edgeattn.toml"
+TASKS = ("classification", "saliency", "segmentation", "detection")  # edgeattn.metrics has them, and needs numpy
 _NO_SETTINGS = ("help", "config", "debug")
 
 
@@ -39,6 +41,31 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 def data_options(parser: argparse.ArgumentParser) -> None:
     """Where real samples come from, and how they become tensors."""
     parser.add_argument("--recipe", type=Path, metavar="R.toml", help="how images become tensors")
+
+
+def task_option(parser: argparse._ActionsContainer) -> None:
+    """Which task's metrics are meant."""
+    parser.add_argument("--task", choices=TASKS, help="what the metric is of (default: what labels and outputs fit)")
+
+
+def parse_drops(text: str) -> dict[str, float]:
+    """Read `top1=0.5%,miou=0.01` as fractions by metric; the SQNR that must be left is in dB: `sqnr=30dB`.
+
+    Raises:
+        UsageError: not of that form, or a fraction not within 0 and 1.
+    """
+    drops = {}
+    for part in text.split(","):
+        metric, _, value = (word.strip() for word in part.partition("="))
+        unit, most = ("dB", math.inf) if metric == "sqnr" else ("%", 1.0)
+        try:
+            drop = float(value.removesuffix(unit)) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            drop = -1.0
+        if not metric or metric in drops or not 0 <= drop <= most:
+            raise UsageError(f"not an allowed drop: {part!r}; expected for example top1=0.5%, each metric once")
+        drops[metric] = drop
+    return drops
 
 
 def converted(convert: Any) -> Any:

@@ -6,13 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgeattn.cli.options import converted, data_options, json_option, model_options, whole
+from edgeattn.cli.options import converted, data_options, json_option, model_options, parse_drops, task_option, whole
 from edgeattn.cli.output import check_outputs, emit
 from edgeattn.errors import UsageError
 
 HELP = "check an engine against its original"
 GATE_FAILED = 3
-TASKS = ("classification", "saliency", "segmentation", "detection")  # edgeattn.metrics has them, and needs numpy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,32 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC=P%",
         help="such as top1=0.5%% or miou=1%%; of an error (mae), its rise",
     )
-    parser.add_argument("--task", choices=TASKS, help="what the metric is of (default: what labels and outputs fit)")
+    task_option(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the two")
     parser.add_argument("--trust", action="store_true", help="check a plan that its sidecar does not describe")
     json_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
-
-
-def parse_drops(text: str) -> dict[str, float]:
-    """Read `top1=0.5%,miou=0.01` as fractions by metric.
-
-    Raises:
-        UsageError: not of that form, or not within 0 and 1.
-    """
-    drops = {}
-    for part in text.split(","):
-        metric, _, value = part.partition("=")
-        try:
-            drop = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-        except ValueError:
-            drop = -1.0
-        metric = metric.strip()
-        if not metric or metric in drops or not 0 <= drop <= 1:
-            raise UsageError(f"not an allowed drop: {part!r}; expected for example top1=0.5%, each metric once")
-        drops[metric] = drop
-    return drops
 
 
 def run(args: argparse.Namespace) -> int:

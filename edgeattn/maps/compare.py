@@ -17,7 +17,9 @@ from edgeattn.data import Recipe, default_recipe, load_recipe, open_data, prepro
 from edgeattn.engine import Sidecar, read_sidecar, sidecar_path
 from edgeattn.errors import InputError, UsageError
 from edgeattn.export import export_model
+from edgeattn.folding import feeding_recipe, fold_preprocess, folded_recipe
 from edgeattn.graph import Graph, load_graph
+from edgeattn.images import of_pixels
 from edgeattn.maps.hooks import matching, seen_in
 from edgeattn.maps.watch import Watch, watched
 from edgeattn.model import Model, load_model, parse_inputs
@@ -136,7 +138,7 @@ def look(
     if weights is not None and original is None:
         raise UsageError(f"--weights are those of a PyTorch model; name the original of {target} with --against")
     sidecar = None if _is_graph(target) or original is target else _sidecar_of(target, trust)
-    chosen = load_recipe(recipe) if recipe else None
+    chosen = feeding_recipe(sidecar.graph if sidecar else {}, load_recipe(recipe) if recipe else None)
     model = load_model(original, weights) if original else None
     graph = _graph_of(target, sidecar) if model is None or original is not target else _exported(model, sample, chosen)
     feeds = _feeds(graph, sample, chosen)
@@ -146,7 +148,9 @@ def look(
     names = [spec.name for spec in opened.outputs]
     written = dict(zip(names, reference_from_graph(opened).run(feeds), strict=True))
     ours = _built(opened, sidecar, feeds) if sidecar else (written if model else None)
-    seen = seen_in(model, feeds) if model else []
+    folded = folded_recipe(sidecar.graph) if sidecar else None
+    own_feeds = {name: of_pixels(pixels, folded) for name, pixels in feeds.items()} if folded else feeds
+    seen = seen_in(model, own_feeds) if model else []
     maps, missed = [], []
     for watch in watches:
         like = written[watch.output]
@@ -199,7 +203,9 @@ def _graph_of(target: str, sidecar: Sidecar | None) -> Graph:
         raise InputError(
             f"{target} was built from {path if path.name else 'a graph in memory'}, which is gone: its maps need it"
         )
-    for graph in map(load_graph, places):
+    folded = folded_recipe(sidecar.graph)
+    for place in places:
+        graph = fold_preprocess(load_graph(place), folded) if folded else load_graph(place)
         if graph.sha256 == sidecar.graph.get("sha256"):
             return graph
     raise InputError(f"{places[0]} has changed since {target} was built from it; build it again")

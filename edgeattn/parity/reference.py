@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeattn.errors import EdgeAttnError, InferenceError, UnsupportedError, UsageError, one_line
 from edgeattn.graph import Graph, load_graph
+from edgeattn.images import Recipe, of_pixels
 from edgeattn.interpreter import run_as_written
 from edgeattn.tensors import TensorSpec, dtype_named, numpy_dtype
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgeattn.model import Model
     from edgeattn.tensors import Array, Feeds
 
-__all__ = ["Reference", "load_reference", "reference_from_graph", "reference_from_model"]
+__all__ = ["Reference", "load_reference", "on_pixels", "reference_from_graph", "reference_from_model"]
 
 BFLOAT16_CAST_OPSET = 13  # the first whose Cast knows bfloat16
 
@@ -81,6 +82,23 @@ def reference_from_graph(graph: Graph) -> Reference:
         return outputs if finite else rounded(dtype, False)(feeds)
 
     return Reference(source, graph.inputs, run, run, low)
+
+
+def on_pixels(reference: Reference, recipe: Recipe) -> Reference:
+    """The same original behind a recipe: for an engine with its preprocessing in the graph. One on pixels stays so."""
+    if any("float" not in spec.dtype for spec in reference.inputs):
+        return reference
+
+    def prepared(feeds: Feeds) -> dict[str, Array]:
+        return {name: of_pixels(pixels, recipe) for name, pixels in feeds.items()}
+
+    return replace(
+        reference,
+        inputs=tuple(replace(spec, dtype="uint8", shape=None) for spec in reference.inputs),
+        run=lambda feeds: reference.run(prepared(feeds)),
+        oracle=lambda feeds: reference.oracle(prepared(feeds)),
+        low=lambda feeds, dtype: reference.low(prepared(feeds), dtype),
+    )
 
 
 def load_reference(target: str, weights: Path | None = None) -> Reference:

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import compose
 
-from edgeattn import profile, search
+from edgeattn import profile
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig, Session
 from edgeattn.engine import Engine, read_sidecar
 from edgeattn.errors import BuildError, InferenceError, UsageError
 from edgeattn.graph import Graph, save_graph
 from edgeattn.lowering import BODY, FLASH
-from edgeattn.search import build_best, candidates, fastest
+from edgeattn.search import build_best, candidates, fastest, timing
 from edgeattn.tensors import random_feeds
 from tests.graphs import Array, self_attention
 
@@ -29,8 +29,8 @@ CPU_BACKENDS = ("openvino", "onnxruntime")
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(search, "ROUNDS", 5)
-    monkeypatch.setattr(search, "ROUND_S", 0.0)
+    monkeypatch.setattr(timing, "ROUNDS", 5)
+    monkeypatch.setattr(timing, "ROUND_S", 0.0)
     monkeypatch.setattr(profile, "TURN_S", 0.0)
     save_graph(self_attention().graph, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"

@@ -1,0 +1,86 @@
+"""What real samples tell a build: the ranges of its values, and how much accuracy it may give up."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from edgeattn.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeattn.backends.base import BuildConfig
+    from edgeattn.cli.progress import Progress
+    from edgeattn.data import Dataset
+    from edgeattn.graph import Graph
+    from edgeattn.precision.ranges import Ranges
+    from edgeattn.precision.settings import CalibrationSettings
+    from edgeattn.search import Budget
+
+
+def observed(
+    args: argparse.Namespace, source: Graph, graph: Graph, config: BuildConfig, progress: Progress
+) -> tuple[BuildConfig, Ranges | None, Dataset | None]:
+    """What is known of real values: ranges, read or observed now, and samples; and what is to be kept high.
+
+    `graph` is `source`, or that with its preprocessing folded in; the ranges that are read are of `source`.
+    """
+    from edgeattn.calibrate import calibrate
+    from edgeattn.data import load_recipe
+    from edgeattn.folding import feeding_recipe, folded_name
+    from edgeattn.precision.ranges import load_ranges, require_fresh
+
+    data, settings = _samples(args, graph, config)
+    high = config.rest if config.precision == "int8" else "float32"
+    config = dataclasses.replace(config, layer_precisions=dict.fromkeys([*settings.keep, *args.keep], high))
+    ranges = None
+    if args.ranges:
+        ranges = load_ranges(args.ranges)
+        if args.recipe:
+            recipe = feeding_recipe(source.model.metadata_props, load_recipe(args.recipe))
+        else:
+            recipe = data.recipe if data else None
+        require_fresh(ranges, source, recipe)
+        if graph is not source:
+            renamed = {graph.inputs[0].name: folded_name(graph)}
+            tensors = {renamed.get(name, name): item for name, item in ranges.tensors.items()}
+            ranges = dataclasses.replace(ranges, tensors=tensors)
+    elif data and config.precision not in ("", "float32"):
+        ranges = calibrate(graph, data, settings, progress=progress)
+    return config, ranges, data
+
+
+def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[BuildConfig, Budget | None]:
+    """What a search may give up, where samples are there to tell."""
+    from edgeattn.search import Budget
+
+    if args.data is None:
+        if args.max_drop or args.task or args.max_builds or (args.recipe and not args.fold_preprocess):
+            raise UsageError("how much accuracy drops is seen on real samples: give --data DIR")
+        return config, None
+    data, settings = _samples(args, graph, config)
+    assert data is not None
+    config = dataclasses.replace(config, layer_precisions=dict.fromkeys(settings.keep, "float32"))
+    drops = args.max_drop or settings.acceptance
+    return config, Budget(data, drops, args.task, args.max_builds or Budget.builds, settings, args.recipe)
+
+
+def _samples(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[Dataset | None, CalibrationSettings]:
+    """The samples at the optimal shapes, if there are any, and how to calibrate on them."""
+    from edgeattn.data import load_recipe, open_data
+    from edgeattn.folding import feeding_recipe
+    from edgeattn.precision.settings import CalibrationSettings, load_calibration
+    from edgeattn.tensors import TensorSpec, resolve_profile
+
+    if args.recipe and not (args.data or args.ranges or args.fold_preprocess):
+        raise UsageError("--recipe says how images become inputs: give their folder with --data")
+    recipe = feeding_recipe(graph.model.metadata_props, load_recipe(args.recipe) if args.recipe else None)
+    settings = load_calibration(args.recipe) if args.recipe else CalibrationSettings()
+    if args.calibration_method:
+        settings = dataclasses.replace(settings, method=args.calibration_method)
+    if not args.data:
+        return None, settings
+    profile = resolve_profile(graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes)
+    specs = [TensorSpec(spec.name, spec.dtype, profile[spec.name].opt) for spec in graph.inputs]
+    boxes = args.task == "detection" or (args.task is None and any("map" in name for name in args.max_drop or ()))
+    return open_data(args.data, specs, recipe, prefer="boxes" if boxes else "masks"), settings
