@@ -23,6 +23,7 @@ from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
 from edgeattn.lowering import Plan
+from edgeattn.lowering.tensorrt import choose
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.mixed import floating, typed_for
 from edgeattn.precision.ranges import Ranges
@@ -32,7 +33,7 @@ __all__ = ["LOW_PRECISIONS", "SHORT_NAMES", "BuildPlan", "BuildReport", "build_e
 
 CHECKED_SAMPLES = 64
 _TENSORRT_SETTINGS = (
-    "workspace", "timing_cache", "opt_level", "version_compatible", "hardware_compatibility", "tf32",
+    "attention", "workspace", "timing_cache", "opt_level", "version_compatible", "hardware_compatibility", "tf32",
 )  # fmt: skip
 _PRIVATE = ("progress", "profile", "min_shapes", "opt_shapes", "max_shapes")
 
@@ -69,9 +70,10 @@ def plan_build(
         config = dataclasses.replace(config, profile=profile)
     with _timed(seconds, "fuse"):
         fused, found = fuse(graph)
+        config, functions = _with_plugins(fused, name, config)
     with _timed(seconds, "type"):
         typed, typing = typed_for(fused, name, config, ranges=ranges, samples=samples)
-        notes = (*_unused(config, name), *found.notes, *typing)
+        notes = (*_unused(config, name), *found.notes, *functions, *typing)
         config = dataclasses.replace(config, precision=config.precision or _own_precision(graph))
         reasons = backend_named(name).unsupported(typed)
         if reasons:
@@ -153,6 +155,14 @@ def _require_precisions(config: BuildConfig, ranges: Ranges | None) -> None:
             raise UsageError(
                 f"{name!r} cannot be {precision!r} in this build; expected {' or '.join(sorted(possible))}"
             )
+
+
+def _with_plugins(fused: Graph, backend: str, config: BuildConfig) -> tuple[BuildConfig, tuple[str, ...]]:
+    """Choose the attentions that TensorRT runs as plugins, and say why others stay functions."""
+    if backend != "tensorrt":
+        return config, ()
+    chosen, notes = choose(fused, config.attention, floating(config))
+    return dataclasses.replace(config, forms={**chosen, **config.forms}), notes
 
 
 def _with_form(item: AttentionInfo, backend: str, forms: Mapping[str, str]) -> AttentionInfo:

@@ -24,7 +24,7 @@ def test_the_tour_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copy(next((made / "digits" / "3").iterdir()), made / "samples" / "3.png")
     without_rtx = bool(backend_named("tensorrt-rtx").missing(running=False))
     for words in readme_commands():
-        if words[0] == "edgeattn":
+        if words[0] == "edgeattn" and words[1] != "plugins":  # which needs TensorRT's headers: see tests/plugins
             expected = 4 if "tensorrt-rtx" in words and without_rtx else 0
             assert main(words[1:]) == expected, words
     sidecar = json.loads((made / "cbam_resnet.engine.json").read_text())

@@ -38,6 +38,8 @@ class BuildConfig:
         version_compatible: the plan also loads in later minor versions of TensorRT.
         hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
         forms: by the name of an attention, the form to run it in instead of the planned one; see `lowering.forms`.
+        attention: what TensorRT runs attention with: `native`, its own fusion and plain operators; `plugin`, kernels of
+            edgeattn wherever there is one; `auto`, these where its own fusion does not reach.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
         progress: called with a phase and its fraction, None where that cannot be known.
     """
@@ -56,6 +58,7 @@ class BuildConfig:
     opt_level: int | None = None
     version_compatible: bool = False
     hardware_compatibility: str = "none"
+    attention: str = "auto"
     tf32: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str, float | None], None] = field(default=silent, compare=False)

@@ -95,6 +95,12 @@ def _tensorrt_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--opt-level", type=int, choices=range(6), metavar="0-5", help="builder optimisation level")
     group.add_argument("--version-compatible", action="store_true", help="the plan loads in later minor versions")
     group.add_argument("--hardware-compatibility", default="none", choices=HARDWARE, help="the plan runs on other GPUs")
+    group.add_argument(
+        "--attention",
+        default="auto",
+        choices=("auto", "native", "plugin"),
+        help="TensorRT's own kernels, edgeattn's, or the latter where the former do not reach (default)",
+    )
     group.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 layers")
     _alias(group, "--memPoolSize", dest="workspace", type=converted(_mem_pool_size))
     _alias(group, "--timingCacheFile", dest="timing_cache")
@@ -161,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
             opt_level=args.opt_level,
             version_compatible=args.version_compatible,
             hardware_compatibility=args.hardware_compatibility,
+            attention=args.attention,
             tf32=args.tf32,
             progress=progress,
         )

@@ -16,9 +16,12 @@ from edgeattn.graph import Graph
 from edgeattn.lowering import onnxruntime, openvino, tensorrt
 from edgeattn.lowering.body import BODY, Plan, settle_constants
 from edgeattn.lowering.onnxruntime import FLASH
+from edgeattn.lowering.tensorrt import PLUGIN
 from edgeattn.ops.base import DOMAIN
 
-__all__ = ["BODY", "FLASH", "Plan", "forms", "plan", "to_backend"]
+__all__ = ["ATTENTION", "BODY", "FLASH", "PLUGIN", "Plan", "forms", "plan", "to_backend"]
+
+ATTENTION = "edgeattn.attention"  # under this key, the nodes of an expanded attention keep its name
 
 
 def plan(node: ir.Node, backend: str, precision: str = "float32", version: str = "") -> Plan:
@@ -40,6 +43,8 @@ def plan(node: ir.Node, backend: str, precision: str = "float32", version: str =
 def forms(node: ir.Node, backend: str) -> tuple[str, ...]:
     """Every form in which a backend can be given a canonical node, the planned one first: what a search may try."""
     planned = plan(node, backend).runs
+    if backend == "tensorrt" and tensorrt.has_plugin(node):
+        return (planned, PLUGIN)
     if backend != "onnxruntime" or onnxruntime.no_flash(node):
         return (planned,)
     return (FLASH, BODY) if planned == FLASH else (BODY, FLASH)
@@ -48,7 +53,8 @@ def forms(node: ir.Node, backend: str) -> tuple[str, ...]:
 def to_backend(graph: Graph, backend: str, chosen: Mapping[str, str] | None = None) -> Graph:
     """Give every canonical node its backend's best form, and expand the rest into their bodies.
 
-    The result holds no node of domain `edgeattn`. A graph without any comes back as it is.
+    The result holds no node of domain `edgeattn`, but those that become TensorRT's plugins. A graph without any comes
+    back as it is.
 
     Args:
         graph: a fused graph, its shapes inferred.
@@ -67,12 +73,19 @@ def to_backend(graph: Graph, backend: str, chosen: Mapping[str, str] | None = No
         return graph
     edited = graph.copy()
     for node in [node for node in edited.model.graph if node.domain == DOMAIN]:
-        if (chosen or {}).get(node.name or "", plan(node, backend).runs) == FLASH:
+        form = (chosen or {}).get(node.name or "", plan(node, backend).runs)
+        if form == FLASH:
             onnxruntime.to_flash(edited.model, node)
+        elif form == PLUGIN:
+            tensorrt.to_plugin(edited.model, node)
         elif backend.startswith("tensorrt"):
             tensorrt.repeat_shared_heads(edited.model, node)
+        node.metadata_props[ATTENTION] = node.name or ""
     common.RemoveUnusedFunctionsPass()(edited.model)  # type: ignore[no-untyped-call]
     common.InlinePass()(edited.model)
+    for node in edited.model.graph:
+        if node.domain == DOMAIN:
+            node.overload = ""
     settle_constants(edited.model)
     common.RemoveUnusedOpsetsPass()(edited.model)
     return edited

@@ -15,13 +15,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeattn.backends.trt.capabilities import RELEASES, Capabilities, capabilities, plugin_route
+from edgeattn.backends.trt.capabilities import NAMESPACE, RELEASES, Capabilities, capabilities, plugin_route
+from edgeattn.backends.trt.layouts import relay
+from edgeattn.backends.trt.plugins import ADDED, request_of
+from edgeattn.backends.trt.registry import obstacle
+from edgeattn.graph import Graph
+from edgeattn.kernels import KERNELS
 from edgeattn.lowering.body import BODY, NO_KERNEL, Plan, insert, sizes
-from edgeattn.ops.base import Tape
+from edgeattn.ops.base import DOMAIN, Tape
+from edgeattn.ops.walk import dims
 
 FUSED = "TensorRT native fused MHA"
+PRECISIONS = ("float16", "bfloat16", "float32")
 HEAD_SIZES = range(16, 257, 8)  # once padded to a multiple of 8
-PLUGINS: frozenset[str] = frozenset()  # the ops that have one
+PLUGIN = "TensorRT plugin"
+PLUGINS = frozenset(KERNELS)  # the ops that have one
 
 
 def plan(node: ir.Node, precision: str, flavour: str, version: str = "") -> Plan:
@@ -42,6 +50,54 @@ def plan(node: ir.Node, precision: str, flavour: str, version: str = "") -> Plan
     return Plan(f"{newest.runs} (>= {since})", f"{newest.why}; before, {before.runs}: {before.why}".lstrip("; "))
 
 
+def choose(graph: Graph, how: str, precision: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Which attentions TensorRT shall run as plugins here, as forms by the name of the node, and notes on the others.
+
+    Args:
+        graph: a fused graph.
+        how: `native` for none; `plugin` for all that can; `auto` for those that TensorRT does not fuse by itself.
+        precision: the dtype that the graph will be typed in; empty for its own.
+    """
+    forms, notes = {}, []
+    for node in [node for node in graph.model.graph if node.domain == DOMAIN and how != "native"]:
+        if how == "auto" and plan(node, precision or "float32", "tensorrt").runs.startswith(FUSED):
+            continue
+        why = _no_plugin(node, precision)
+        if not why:
+            forms[node.name or ""] = PLUGIN
+        elif how == "plugin" or node.op_type in PLUGINS:
+            notes.append(f"{node.name} stays a function: {why}")
+    return forms, tuple(notes)
+
+
+def has_plugin(node: ir.Node) -> bool:
+    """Whether TensorRT can run a canonical node as a plugin on this machine, in some precision."""
+    return any(not _no_plugin(node, name) for name in PRECISIONS)
+
+
+def _no_plugin(node: ir.Node, precision: str) -> str:
+    """Why TensorRT cannot run a canonical node as a plugin on this machine; empty where it can."""
+    if node.op_type not in PLUGINS:
+        return "it has no kernel"
+    if node.op_type != "SoftmaxAttention" and dims(node.outputs[0]) not in (None, dims(node.inputs[0])):
+        return "its result is not shaped as its first input"
+    return obstacle(request_of(node, precision))
+
+
+def to_plugin(model: ir.Model, node: ir.Node) -> None:
+    """Make a canonical node one that TensorRT's parser takes for a plugin's: named in its attributes, without a body.
+
+    It takes its operands as they lie in memory, before they are transposed, and adds its input along. Which plugin it
+    will be is settled when TensorRT's version is known (`edgeattn.backends.trt.registry`).
+    """
+    asked = request_of(node).attributes
+    if {"layout", "residual"} & set(asked):
+        relay(model, node)
+    found = {**asked, **dict(zip(ADDED, (node.overload, NAMESPACE, "1"), strict=True))}
+    node.attributes.update({item.name: item for item in ir.convenience.convert_attributes(found)})
+    node.overload = PLUGIN  # that no function has
+
+
 def repeat_shared_heads(model: ir.Model, node: ir.Node) -> None:
     """Give every head a key and a value of its own, where some share one: TensorRT fuses no product that broadcasts."""
     if node.op_type != "SoftmaxAttention":
@@ -57,17 +113,17 @@ def repeat_shared_heads(model: ir.Model, node: ir.Node) -> None:
 
 
 def _plan(node: ir.Node, precision: str, can: Capabilities) -> Plan:
-    obstacle = _no_fused_attention(node, precision, can)
-    if not obstacle:
+    why = _no_fused_attention(node, precision, can)
+    if not why:
         return Plan(FUSED)
-    route = plugin_route(can) if node.op_type in PLUGINS else None
-    return Plan(f"{route.kind} plugin" if route else BODY, obstacle)
+    offer = "; a plugin can run it: --attention plugin" if node.op_type in PLUGINS and plugin_route(can) else ""
+    return Plan(BODY, f"{why}{offer}")
 
 
 def _no_fused_attention(node: ir.Node, precision: str, can: Capabilities) -> str:
     """Why TensorRT does not fuse an attention by itself; empty where it does."""
     if node.op_type != "SoftmaxAttention":
-        return NO_KERNEL
+        return "it fuses softmax attention only" if node.op_type in PLUGINS else NO_KERNEL
     known = sizes(node)
     if precision not in ("float16", "bfloat16"):
         return f"fused attention needs float16 or bfloat16, this is {precision}"

@@ -12,7 +12,7 @@ from typing import Any
 from edgeattn.backends.base import BuildConfig
 from edgeattn.backends.trt import library as lib
 from edgeattn.backends.trt import network as net
-from edgeattn.backends.trt import timing
+from edgeattn.backends.trt import registry, timing
 from edgeattn.backends.trt.device import gpus
 from edgeattn.backends.trt.progress import Progress
 from edgeattn.engine import Engine, Precision, Sidecar, this_platform
@@ -33,7 +33,12 @@ class Targets:
 
 def unsupported(flavour: lib.Flavour, graph: Graph) -> list[str]:
     """Everything in a graph that TensorRT lacks, node by node."""
-    return list(net.parse(lib.library(flavour), graph).problems)
+    library = lib.library(flavour)
+    try:
+        provided, _ = registry.provide(library, graph)
+    except UnsupportedError as err:
+        return list(err.reasons or [str(err)])
+    return list(net.parse(library, provided).problems)
 
 
 def build(flavour: lib.Flavour, graph: Graph, config: BuildConfig) -> Engine:
@@ -56,8 +61,9 @@ def build(flavour: lib.Flavour, graph: Graph, config: BuildConfig) -> Engine:
     targets = choose_targets(library, config)
     progress = Progress(config.progress)
     config.progress("parsing", None)
+    provided, plugins = registry.provide(library, graph)
     with lib.messages() as heard, lib.quiet_polygraphy():
-        parsed = net.parse(library, graph)
+        parsed = net.parse(library, provided)
         if parsed.problems:
             raise UnsupportedError(f"{library} cannot build the graph", parsed.problems)
         if parsed.faults:
@@ -84,6 +90,7 @@ def build(flavour: lib.Flavour, graph: Graph, config: BuildConfig) -> Engine:
         precision=Precision(config.precision, graph.weight_bytes(), compute, tuple(notes)),
         targets=targets.names,
         platform=this_platform(),
+        plugins=plugins,
     )
     return Engine(plan, sidecar)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgeattn.backends.base import Session
 from edgeattn.backends.trt import library as lib
+from edgeattn.backends.trt import registry
 from edgeattn.backends.trt.builder import AMPERE_PLUS
 from edgeattn.backends.trt.device import gpus
 from edgeattn.backends.trt.network import DTYPES
@@ -221,6 +222,7 @@ def _deserialise(library: lib.Library, engine: Engine, heard: list[tuple[bool, s
 
     trt = library.trt
     trt.init_libnvinfer_plugins(get_trt_logger(), "")
+    registry.require(library, engine.sidecar)
     runtime = trt.Runtime(get_trt_logger())
     runtime.engine_host_code_allowed = bool(engine.sidecar.config.get("version_compatible"))
     found = runtime.deserialize_cuda_engine(engine.plan)
