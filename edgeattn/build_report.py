@@ -129,7 +129,7 @@ class BuildReport:
         if self.parity is None:
             return f"not run: {self.unchecked}"
         if self.plan.config.precision != "int8":
-            return f"passed against the graph at {len(self.parity.shapes)} shapes"
+            return f"passed against the graph at {len(self.parity.shapes)} shape{'s' * (len(self.parity.shapes) > 1)}"
         if not self.parity.samples:
             return "runs, and gives finite numbers on random input; give --data to see what INT8 costs on real samples"
         worst = min(output.sqnr_db for output in self.parity.outputs)

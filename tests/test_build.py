@@ -284,6 +284,23 @@ def test_int8_without_samples_is_only_said_to_run(model: Path, data: Path) -> No
     assert report.verdict.startswith("runs, and gives finite numbers on random input; give --data")
 
 
+def test_int8_of_a_fixed_batch_is_improved_and_checked_on_single_samples(tmp_path: Path) -> None:
+    graph = self_attention(batch=4).graph
+    save_graph(graph, tmp_path / "m.onnx")
+    (tmp_path / "data").mkdir()
+    for number in range(9):
+        x = np.random.default_rng(number).standard_normal((1, 7, 8)).astype(np.float32)
+        np.savez(tmp_path / "data" / f"{number}.npz", x=x)
+    ranges, samples = observed(tmp_path / "m.onnx", tmp_path / "data")
+    report = build_engine(
+        tmp_path / "m.onnx", tmp_path / "m.engine", BuildConfig(precision="int8"), "onnxruntime",
+        ranges=ranges, samples=samples,
+    )  # fmt: skip
+    assert any(note.startswith("corrected biases") for note in report.plan.notes)
+    assert report.parity
+    assert report.parity.samples == 9
+
+
 def test_int8_that_is_noise_replaces_nothing(model: Path, data: Path) -> None:
     ranges, samples = observed(model, data)
     wrong = dataclasses.replace(ranges, tensors={name: Range(-1e6, 1e6, -1e6, 1e6) for name in ranges.tensors})

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.cli import main, parity
+from edgeattn.cli import main, options
 from edgeattn.graph import save_graph
 from edgeattn.metrics import TASKS
 from tests.graphs import self_attention
@@ -166,8 +166,8 @@ def test_wrong_usage_is_exit_2(words: list[str]) -> None:
     assert caught.value.code == 2
 
 
-def test_parity_offers_every_task() -> None:
-    assert tuple(TASKS) == parity.TASKS
+def test_every_task_can_be_asked_for() -> None:
+    assert tuple(TASKS) == options.TASKS
 
 
 def test_settings_come_from_command_line_then_environment_then_file(

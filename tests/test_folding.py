@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from edgeattn.calibrate import calibrate_file
 from edgeattn.cli import main
 from edgeattn.data import open_data
 from edgeattn.engine import read_engine, read_sidecar
@@ -18,6 +19,7 @@ from edgeattn.errors import InputError, UsageError
 from edgeattn.folding import FOLDED, fold_preprocess
 from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.images import Recipe, leftover, preprocess
+from edgeattn.precision.ranges import load_ranges
 from tests.graphs import FLOAT, gathered_gate, graph_of
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -115,6 +117,19 @@ def test_an_engine_on_pixels_is_built_run_and_held_against_its_original(tmp_path
         np.testing.assert_allclose(found["y"], run(load_graph(model), x[None]), rtol=1e-4)
     assert main([*built, "--int8", "--data", data]) == 0
     assert main(["parity", engine, "--against", model, "--data", data, "--recipe", recipe, "--no-latency"]) == 0
+
+
+def test_a_folded_graph_is_calibrated_by_the_rest_of_its_recipe(tmp_path: Path) -> None:
+    """Its resize is not the default one, and decides what is seen."""
+    recipe = Recipe((5, 7), resize="stretch", mean=(0.5, 0.25, 0.125))
+    save_graph(fold_preprocess(identity((1, *recipe.shape)), recipe), tmp_path / "m.onnx")
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 10, 3), np.uint8))
+    image.save(tmp_path / "p.png")
+    calibrate_file(tmp_path / "m.onnx", tmp_path / "p.png", tmp_path / "r.json")
+    found, expected = load_ranges(tmp_path / "r.json"), preprocess(image, recipe)
+    assert (found.tensors["y"].min, found.tensors["y"].max) == pytest.approx((expected.min(), expected.max()), rel=1e-6)
+    with pytest.raises(InputError, match="not the one that is folded"):
+        calibrate_file(tmp_path / "m.onnx", tmp_path / "p.png", tmp_path / "r.json", recipe=Recipe((5, 7)))
 
 
 def test_ranges_of_a_model_hold_for_its_folded_form_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

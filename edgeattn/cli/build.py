@@ -188,8 +188,10 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
         print(f"edgeattn: {spent}; overhead {report.overhead_s:.2f} s", file=sys.stderr)
-    if report.compared:
-        passed(f"{output} says what {args.model} says", args.json)
+    if not report.compared:
+        print(f"BUILT: {output}; check: {report.verdict}", file=sys.stderr)
+    elif report.plan.config.precision == "int8":
+        passed(f"{output}: {report.verdict}", args.json)
     else:
-        print(f"BUILT: {output}, check {report.verdict}", file=sys.stderr)
+        passed(f"{output} says what {args.model} says", args.json)
     return 0

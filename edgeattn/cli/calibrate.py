@@ -9,10 +9,11 @@ from pathlib import Path
 from edgeattn.cli.options import converted, data_options, json_option, whole
 from edgeattn.cli.output import check_outputs, emit
 from edgeattn.cli.progress import shown
+from edgeattn.cli.samples import recipe_in
 from edgeattn.errors import UsageError
 
 HELP = "observe a model's activations on real samples"
-METHODS = ("minmax", "entropy", "percentile", "mse")  # edgeattn.precision.settings has them, and needs numpy
+METHODS = ("minmax", "entropy", "percentile", "mse")  # edgeattn.calibrate.settings has them, and needs numpy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,26 +46,29 @@ def parse_shard(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, or merge the parts of a calibration."""
     from edgeattn.calibrate import calibrate_file, merge_files
-    from edgeattn.data import load_recipe
-    from edgeattn.precision.settings import CalibrationSettings, load_calibration
+    from edgeattn.calibrate.settings import CalibrationSettings, load_calibration
 
     check_outputs((args.output, args.json), (args.model, args.recipe, *(args.merge or ())))
     if args.merge:
-        if args.model or args.data or args.shard:
-            raise UsageError("--merge takes parts that are there; leave the model, --data and --shard out")
+        others = ("model", "data", "shard", "recipe", "method", "percentile", "limit", "seed")
+        if any(getattr(args, name) is not None for name in others):
+            raise UsageError("--merge takes parts as they are: leave the model, the data and how to calibrate out")
         emit(merge_files(args.merge, args.output), args.json)
         return 0
     if args.model is None or args.data is None:
         raise UsageError("give a model and --data DIR with real samples; nothing is calibrated on random data")
     given = {name: getattr(args, name) for name in ("method", "percentile", "limit", "seed")}
     settings = load_calibration(args.recipe) if args.recipe else CalibrationSettings()
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if args.percentile is not None and settings.method != "percentile":
+        raise UsageError(f"--percentile is of --method percentile, this is {settings.method}: leave one of them out")
     with shown(args.quiet) as progress:
         report = calibrate_file(
             args.model,
             args.data,
             args.output,
-            replace(settings, **{name: value for name, value in given.items() if value is not None}),
-            recipe=load_recipe(args.recipe) if args.recipe else None,
+            settings,
+            recipe=recipe_in(args.recipe),
             shard=args.shard,
             progress=progress,
         )

@@ -35,9 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop",
         type=converted(parse_drops),
-        default={},
         metavar="METRIC=P%",
-        help="such as top1=0.5%% or miou=1%%; of an error (mae), its rise",
+        help="such as top1=0.5%% or miou=1%%; of an error (mae), its rise (default: the recipe's [acceptance])",
     )
     task_option(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the two")
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         seed=args.seed,
         task=args.task,
-        max_drop=args.max_drop,
+        max_drop=args.max_drop or _accepted(args.recipe),
         latency=not args.no_latency,
         trust=args.trust,
     )
@@ -77,3 +76,16 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         print(f"edgeattn: report in {args.html}", file=sys.stderr)
     return 0 if report.passed else GATE_FAILED
+
+
+def _accepted(recipe: Path | None) -> dict[str, float]:
+    """What a recipe says that a task's metrics may lose; closeness of outputs is judged here anyway."""
+    from edgeattn.calibrate.settings import load_calibration
+    from edgeattn.metrics import TASKS
+
+    names = {name for task in TASKS.values() for name in task.NAMES}
+    return (
+        {metric: drop for metric, drop in load_calibration(recipe).acceptance.items() if metric in names}
+        if recipe
+        else {}
+    )

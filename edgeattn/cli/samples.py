@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeattn.backends.base import BuildConfig
+    from edgeattn.calibrate.settings import CalibrationSettings
     from edgeattn.cli.progress import Progress
-    from edgeattn.data import Dataset
+    from edgeattn.data import Dataset, Recipe
     from edgeattn.graph import Graph
     from edgeattn.precision.ranges import Ranges
-    from edgeattn.precision.settings import CalibrationSettings
     from edgeattn.search import Budget
+
+
+def recipe_in(path: Path | None) -> Recipe | None:
+    """What a file says of images, if it does: for arrays it may hold only how to calibrate."""
+    from edgeattn import files
+    from edgeattn.data import load_recipe
+
+    tables = files.read_toml(path).keys() if path else set()
+    if path is None or (tables and tables <= {"calibration", "acceptance"}):
+        return None
+    return load_recipe(path)
 
 
 def observed(
@@ -26,7 +38,6 @@ def observed(
     `graph` is `source`, or that with its preprocessing folded in; the ranges that are read are of `source`.
     """
     from edgeattn.calibrate import calibrate
-    from edgeattn.data import load_recipe
     from edgeattn.folding import feeding_recipe, folded_name
     from edgeattn.precision.ranges import load_ranges, require_fresh
 
@@ -36,11 +47,9 @@ def observed(
     ranges = None
     if args.ranges:
         ranges = load_ranges(args.ranges)
-        if args.recipe:
-            recipe = feeding_recipe(source.model.metadata_props, load_recipe(args.recipe))
-        else:
-            recipe = data.recipe if data else None
-        require_fresh(ranges, source, recipe)
+        given = recipe_in(args.recipe)
+        fed = feeding_recipe(source.model.metadata_props, given) if given else data.recipe if data else None
+        require_fresh(ranges, source, fed)
         if graph is not source:
             renamed = {graph.inputs[0].name: folded_name(graph)}
             tensors = {renamed.get(name, name): item for name, item in ranges.tensors.items()}
@@ -67,14 +76,14 @@ def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tu
 
 def _samples(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[Dataset | None, CalibrationSettings]:
     """The samples at the optimal shapes, if there are any, and how to calibrate on them."""
-    from edgeattn.data import load_recipe, open_data
+    from edgeattn.calibrate.settings import CalibrationSettings, load_calibration
+    from edgeattn.data import open_data
     from edgeattn.folding import feeding_recipe
-    from edgeattn.precision.settings import CalibrationSettings, load_calibration
     from edgeattn.tensors import TensorSpec, resolve_profile
 
     if args.recipe and not (args.data or args.ranges or args.fold_preprocess):
         raise UsageError("--recipe says how images become inputs: give their folder with --data")
-    recipe = feeding_recipe(graph.model.metadata_props, load_recipe(args.recipe) if args.recipe else None)
+    recipe = feeding_recipe(graph.model.metadata_props, recipe_in(args.recipe))
     settings = load_calibration(args.recipe) if args.recipe else CalibrationSettings()
     if args.calibration_method:
         settings = dataclasses.replace(settings, method=args.calibration_method)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import BuildConfig
@@ -15,6 +18,9 @@ from edgeattn.lowering import to_backend
 from edgeattn.precision.fp16 import lower
 from edgeattn.precision.int8.improve import quantise_best
 from edgeattn.precision.ranges import Ranges
+
+if TYPE_CHECKING:
+    from edgeattn.tensors import Array
 
 IMPROVED_SAMPLES = 16
 
@@ -50,7 +56,7 @@ def typed_for(
             module.INT8,
             [name for name, precision in layers.items() if precision != "int8"],
             rest=config.rest,
-            samples=[sample.feeds for sample in islice(samples or (), IMPROVED_SAMPLES)],
+            samples=[_filled(fused, sample) for sample in islice(samples or (), IMPROVED_SAMPLES)],
         )
         fused, notes = quantised.graph, quantised.notes
     graph = with_profile(to_backend(fused, backend, config.forms), config.profile)
@@ -62,6 +68,15 @@ def typed_for(
     return graph, notes
 
 
+def _filled(graph: Graph, sample: Sample) -> dict[str, Array]:
+    """A sample, repeated to a graph's fixed batch."""
+    sizes = {spec.name: spec.shape[0] if spec.shape else 1 for spec in graph.inputs}
+    return {
+        name: np.repeat(array, size if isinstance(size := sizes[name], int) else 1, axis=0)
+        for name, array in sample.feeds.items()
+    }
+
+
 def _layers(fused: Graph, wanted: Mapping[str, str]) -> dict[str, str]:
     """The precisions asked for by node, module or glob, by the names of nodes; of two globs, the later one counts."""
     paths = {node.name or "": {node.name or "", *modules_around(node)} for node in fused.model.graph}
@@ -69,7 +84,7 @@ def _layers(fused: Graph, wanted: Mapping[str, str]) -> dict[str, str]:
     for pattern, precision in wanted.items():
         matched = [name for name, own in paths.items() if pattern in own or fnmatch.filter(own, pattern)]
         if not matched:
-            known = sorted(set().union(*paths.values()))
+            known = sorted(set().union(*paths.values()) - {""})
             raise UsageError(f"the graph has no node or module {pattern!r}; {did_you_mean(pattern, known)}")
         found.update(dict.fromkeys(matched, precision))
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_FILE_BYTES = 1 << 28
+LARGEST = (2 - 2**-23) * 2.0**127  # that a float32 holds
 AGAIN = "calibrate again: edgeattn calibrate MODEL --data DIR -o RANGES.json"
 
 
@@ -134,6 +134,8 @@ def load_ranges(path: str | Path) -> Ranges:
     path = Path(path)
     document = read_json(path, "table of ranges")
     known = [*_HEADER, "format", "recipe_sha256", "tensors"]
+    if "shard" in document:
+        raise InputError(f"{path} is one part of a calibration: put all together with edgeattn calibrate --merge")
     for name in document:
         if name not in known:
             raise InputError(f"{path}: field {quote(name)} is unknown; {did_you_mean(name, known)}")
@@ -148,8 +150,9 @@ def load_ranges(path: str | Path) -> Ranges:
 
 
 def _range(item: Any, name: str, path: Path) -> Range:
-    numbers: list[Any] = [item.get(key) for key in _NUMBERS] if isinstance(item, dict) else []
-    if len(numbers) != len(item) or not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
+    whole = isinstance(item, dict) and len(item) == len(_NUMBERS)
+    numbers: list[Any] = [item.get(key) for key in _NUMBERS] if whole else []
+    if not numbers or not all(type(each) in (int, float) and abs(each) <= LARGEST for each in numbers):
         raise InputError(f"{path}: tensor {quote(name)} is {quote(item)}; expected finite {', '.join(_NUMBERS)}")
     found = Range(*map(float, numbers))
     if found.min > found.max or found.low > found.high:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.backends.base import Session
+from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, Sample, batches
 from edgeattn.errors import UsageError
 from edgeattn.metrics import task_with
 from edgeattn.parity import Reference, check_parity
-from edgeattn.precision.settings import CalibrationSettings
 from edgeattn.reports.text import number
 
 if TYPE_CHECKING:
@@ -61,11 +61,12 @@ class Budget:
     def words(self) -> list[str]:
         """As options of `edgeattn build`."""
         drops = ",".join(f"{metric}={drop:g}" for metric, drop in self.max_drop.items())
-        task, recipe = (
-            (["--task", self.task] if self.task else []),
-            (["--recipe", str(self.recipe)] if self.recipe else []),
-        )
-        return ["--data", str(self.data.folder), *recipe, "--max-drop", drops, *task]
+        words = ["--data", str(self.data.folder)]
+        words += ["--recipe", str(self.recipe)] if self.recipe else []
+        words += ["--calibration-method", self.settings.method] if self.settings.method != "minmax" else []
+        words += ["--max-drop", drops]
+        words += ["--max-builds", str(self.builds)] if self.builds != Budget.builds else []
+        return [*words, *(["--task", self.task] if self.task else [])]
 
     def halves(self) -> tuple[Dataset, Dataset]:
         """The samples that calibrate and those that judge: every other one, so that both have all classes."""

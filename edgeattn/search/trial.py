@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeattn.backends import open_session
 from edgeattn.build import BuildReport
-from edgeattn.errors import EdgeAttnError, InputError, UsageError
+from edgeattn.errors import EdgeAttnError, InputError, UsageError, one_line
 from edgeattn.search.budget import Accuracy, Judge
 from edgeattn.search.candidates import Candidate
 from edgeattn.search.journal import Journal
@@ -44,7 +44,7 @@ class Trial:
         self.ms: dict[str, float] = {}
         self.faster: set[tuple[str, str]] = set()  # (one, other): beyond the noise, measured side by side
         self.rows: dict[str, dict[str, Any]] = {}
-        self.errors: list[EdgeAttnError] = []
+        self.errors: list[Exception] = []
         self.best = ""
 
     def run(self, candidates: Sequence[Candidate], beside: Sequence[str] = ()) -> None:
@@ -75,11 +75,12 @@ class Trial:
         try:
             self._settle(candidate)
             return self._opened(candidate.name, stack)
-        except (UsageError, InputError):
-            raise
-        except EdgeAttnError as err:
+        except Exception as err:  # a fault in one way costs that way, not the search
+            if isinstance(err, (UsageError, InputError)) and not self.best:
+                raise
+            known = isinstance(err, EdgeAttnError)
             self.errors.append(err)
-            self._note(candidate, f"failed: {err}")
+            self._note(candidate, f"failed: {err}" if known else f"failed: {type(err).__name__}: {one_line(err)}")
             return None
 
     def _settle(self, candidate: Candidate) -> None:

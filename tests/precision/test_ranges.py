@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeattn.calibrate.observers import merge, nothing, observe
+from edgeattn.calibrate.shards import Partial, finish, load_partial, merge_shards, save_partial
 from edgeattn.errors import InputError, UsageError
 from edgeattn.images import Recipe
-from edgeattn.precision.observers import merge, nothing, observe
 from edgeattn.precision.ranges import Range, Ranges, load_ranges, plain_recipe, require_fresh, save_ranges
-from edgeattn.precision.shards import Partial, finish, load_partial, merge_shards, save_partial
 from tests.graphs import self_attention
 
 RECIPE = Recipe((8, 6), mean=(0.1, 0.2, 0.3))
@@ -75,6 +75,9 @@ def edited(path: Path, **changes: Any) -> Path:
         ({"tensors": {"x": {"min": 0, "max": 1, "low": 0, "high": "1"}}}, "expected finite"),
         ({"tensors": {"x": {"min": 0, "max": 1, "low": 0, "high": True}}}, "expected finite"),
         ({"tensors": {"x": {"min": 2, "max": 1, "low": 0, "high": 1}}}, "tensor 'x' has an empty range"),
+        ({"tensors": {"x": 5}}, "tensor 'x' is '5'; expected finite"),
+        ({"tensors": {"x": {"min": 0, "max": 10**400, "low": 0, "high": 1}}}, "expected finite"),
+        ({"shard": [1, 2]}, "is one part of a calibration: put all together with edgeattn calibrate --merge"),
         ({"recipe": {**plain_recipe(RECIPE), "scale": 1.0}}, "the recipe was edited after calibration"),
     ],
     ids=lambda value: str(value)[:40],
@@ -92,6 +95,12 @@ def test_what_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no table of ranges"):
         load_ranges(tmp_path / "r.json")
     with pytest.raises(InputError, match="no part of a calibration"):
+        load_partial(tmp_path / "r.json")
+
+
+def test_a_whole_table_is_no_part(tmp_path: Path) -> None:
+    save_ranges(TABLE, tmp_path / "r.json")
+    with pytest.raises(InputError, match="no part of a calibration but a whole table"):
         load_partial(tmp_path / "r.json")
 
 

@@ -16,12 +16,12 @@ from edgeattn import profile, search
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig, Session
 from edgeattn.build import BuildReport, build_engine
+from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, open_data
 from edgeattn.engine import Engine, read_sidecar
 from edgeattn.graph import Graph, save_graph
 from edgeattn.images import Recipe
 from edgeattn.interpreter import run_as_written
-from edgeattn.precision.settings import CalibrationSettings
 from edgeattn.search import Budget, build_best, timing
 from tests.graphs import FLOAT, Array, graph_of
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgeattn.backends.base import Session
+from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, open_data
 from edgeattn.errors import UsageError
 from edgeattn.parity import Reference
@@ -112,3 +113,12 @@ def test_a_budget_that_means_nothing_is_refused(data: Dataset, max_drop: dict[st
 def test_one_sample_cannot_both_calibrate_and_judge(data: Dataset) -> None:
     with pytest.raises(UsageError, match="one half calibrates"):
         Budget(dataclasses.replace(data, files=data.files[:1]), {"top1": 0.1})
+
+
+def test_the_words_of_a_budget_say_all_that_was_asked_for(data: Dataset) -> None:
+    plain = Budget(data, {"top1": 0.005, "sqnr": 30.0})
+    assert plain.words() == ["--data", str(data.folder), "--max-drop", "top1=0.005,sqnr=30"]
+    asked = {"task": "classification", "builds": 3, "settings": CalibrationSettings("mse"), "recipe": Path("r.toml")}
+    words = dataclasses.replace(plain, **asked).words()
+    for pair in ("--task classification", "--max-builds 3", "--calibration-method mse", "--recipe r.toml"):
+        assert pair in " ".join(words)

@@ -61,7 +61,8 @@ def quantise_best(
         found = quantise(tried, spread, scheme, keep, rest=rest)
         gained = _sqnr(_outputs(found.graph, judging), truth)
         better = gained >= score + MIN_GAIN_DB
-        notes.append(f"{what}: {'used' if better else 'left out'}, SQNR {gained:.1f} dB instead of {score:.1f}")
+        verdict = "used" if better else f"left out, since they gain less than {MIN_GAIN_DB} dB"
+        notes.append(f"{what}: {verdict}: SQNR {gained:.1f} dB instead of {score:.1f}")
         if better:
             best, source, ranges, score = found, tried, spread, gained
     return dataclasses.replace(best, notes=(*best.notes, *notes))

@@ -163,7 +163,8 @@ def _obstacle(product: Product, opset: int, ranges: Ranges, scheme: Scheme) -> s
     node = product.node
     value = operand(node, product.x)
     if value.dtype not in FLOATS or (value.dtype != ir.DataType.FLOAT and opset < SCALE_OPSET):
-        return f"quantisation takes {value.dtype.name if value.dtype else 'no such dtype'} from opset {SCALE_OPSET} on"
+        dtype = value.dtype.name if value.dtype else "no such dtype"
+        return f"quantisation takes {dtype} from opset {SCALE_OPSET} on: export it with that, or in float32"
     if why := _unusable(ranges.tensors.get(value.name or "")):
         return f"{why} of its input"
     return _no_integers(product, ranges) if scheme.integers else ""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgeattn import files
+from edgeattn.calibrate.observers import BINS, Seen, merge, range_of, rounded
 from edgeattn.data import require_good
 from edgeattn.errors import InputError, UsageError, one_line
-from edgeattn.precision.observers import BINS, Seen, merge, range_of, rounded
 from edgeattn.precision.ranges import FORMAT, Range, Ranges, lines, read_json
 
 _HEADER = ("shard", "done", "samples", "bad", "about")
@@ -67,6 +67,8 @@ def load_partial(path: Path) -> Partial:
         InputError: it cannot be read, or is not what `save_partial` writes.
     """
     document = read_json(path, "part of a calibration")
+    if "shard" not in document:
+        raise InputError(f"{path} is no part of a calibration but a whole table; expected what --shard wrote")
     try:
         rows = dict(sorted(document["tensors"].items()))
         k, n = map(int, document["shard"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from edgeattn.calibrate.probes import bytes_observed, open_look, probes
 from edgeattn.graph import Graph
 from edgeattn.normalise import infer_types
-from edgeattn.precision.probes import bytes_observed, open_look, probes
 from tests.graphs import FLOAT, graph_of, self_attention
 
 
@@ -125,6 +126,19 @@ def test_scores_are_known_before_and_after_their_scale() -> None:
     assert {"x", "q", "scaled", "k", "kt", "v", "scores", "weights", "y"} == known
     assert plan.derived["q"].of == "scaled"
     assert plan.derived["kt"].of == "k"
+
+
+def test_a_half_precision_convolution_is_seen() -> None:
+    """ONNX Runtime computes it in float32 between casts; what leaves is of the declared type."""
+    half = onnx.TensorProto.FLOAT16
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["y"])]
+    weights = {"w": np.random.default_rng(0).standard_normal((16, 3, 3, 3)).astype(np.float16)}
+    graph = graph_of(nodes, [("x", half, [1, 3, 9, 7])], [("y", half, [1, 16, 1, 1])], weights, 13)
+    infer_types(graph.model)
+    feeds = {name: array.astype(np.float16) for name, array in feeds_of(graph).items()}
+    plan, exact = probes(graph.model.graph), computed(graph, feeds)
+    for name, array in open_look(graph, plan.observed, 1)(feeds).items():
+        np.testing.assert_allclose(np.sort(array.ravel()), np.sort(exact[name].ravel()), rtol=4e-3, atol=4e-3)
 
 
 def test_bytes_are_those_of_the_values_for_given_shapes() -> None:

@@ -325,9 +325,11 @@ def test_a_recipe_sets_how_to_calibrate_and_flags_win(tmp_path: Path, capsys: An
         [acceptance]
         top1 = "0.5%"
         miou = 0.01
+        sqnr = "30dB"
     """
     (tmp_path / "r.toml").write_text(text)
-    settings = CalibrationSettings("percentile", 99, 3, keep=("head.*",), acceptance={"top1": 0.005, "miou": 0.01})
+    acceptance = {"top1": 0.005, "miou": 0.01, "sqnr": 30}
+    settings = CalibrationSettings("percentile", 99, 3, keep=("head.*",), acceptance=acceptance)
     assert load_calibration(tmp_path / "r.toml") == settings
     words = ["calibrate", "m.onnx", "--data", "photos", "--recipe", "r.toml", "-o", "r.json", "--seed", "4"]
     words = [str(tmp_path / word) if "." in word or word == "photos" else word for word in words]
@@ -348,9 +350,10 @@ def test_a_recipe_sets_how_to_calibrate_and_flags_win(tmp_path: Path, capsys: An
         ("[calibration]\nlimit = 0", "limit is 0; expected a whole number"),
         ("[calibration]\nkeep = 'head'", "keep is 'head'; expected a list"),
         ("[calibration]\nkeep = [1]", "expected a list of names"),
-        ("[acceptance]\ntop1 = 'little'", "top1 is 'little'; expected a loss"),
-        ("[acceptance]\ntop1 = 3", "top1 is 3; expected a loss"),
-        ("[acceptance]\ntop1 = true", "top1 is True; expected a loss"),
+        ("[acceptance]\ntop1 = 'little'", "top1 is 'little'; expected for example \"0.5%\""),
+        ("[acceptance]\ntop1 = 3", 'top1 is 3; expected for example "0.5%"'),
+        ("[acceptance]\nsqnr = '-3dB'", "sqnr is '-3dB'; expected for example \"30dB\""),
+        ("[acceptance]\ntop1 = true", 'top1 is True; expected for example "0.5%"'),
         ("calibration = 3", "no \\[calibration\\] table"),
     ],
     ids=lambda value: value[:30],
@@ -378,6 +381,37 @@ def test_the_command_merges_what_its_shards_wrote(model: Path, folder: Path, tmp
     assert main(["calibrate", "--merge", *parts, "-o", str(tmp_path / "r.json")]) == 0
     assert f"{SAMPLES} in" in capsys.readouterr().out
     assert load_ranges(tmp_path / "r.json").samples == SAMPLES
-    assert main(["calibrate", "--merge", *parts, "--shard", "1/2", "-o", str(tmp_path / "r.json")]) == 2
+    for ignored in (["--shard", "1/2"], ["--method", "mse"], ["--limit", "3"], ["--recipe", "r.toml"]):
+        assert main(["calibrate", "--merge", *parts, *ignored, "-o", str(tmp_path / "r.json")]) == 2
     assert main(["calibrate", str(model), "-o", str(tmp_path / "r.json")]) == 2
     assert "random" in capsys.readouterr().err
+
+
+def test_a_recipe_for_arrays_may_only_say_how_to_calibrate(model: Path, folder: Path, tmp_path: Path) -> None:
+    recipe, ranges = tmp_path / "r.toml", tmp_path / "r.json"
+    recipe.write_text('[calibration]\nmethod = "mse"\nlimit = 3\n')
+    common = [str(model), "--data", str(folder), "--recipe", str(recipe), "-q"]
+    assert main(["calibrate", *common, "-o", str(ranges)]) == 0
+    assert (load_ranges(ranges).method, load_ranges(ranges).samples) == ("mse", 3)
+    asked = ["--int8", "--backend", "onnxruntime", "--dry-run"]
+    assert main(["build", *common, *asked]) == main(["build", *common, *asked, "--ranges", str(ranges)]) == 0
+    recipe.write_text("[calibration]\n[preproces]\nsize = [4, 4]\n")
+    assert main(["calibrate", *common, "-o", str(ranges)]) == 5
+    recipe.write_text("")
+    assert main(["calibrate", *common, "-o", str(ranges)]) == 5
+
+
+def test_a_sample_is_not_overwritten_by_what_is_seen_of_it(model: Path, folder: Path) -> None:
+    (folder / "link.json").symlink_to(folder / "3.npz")
+    before = (folder / "3.npz").read_bytes()
+    for output in (folder / "3.npz", folder / "link.json", model):
+        with pytest.raises(UsageError, match="would overwrite"):
+            calibrate_file(model, folder, output)
+    assert (folder / "3.npz").read_bytes() == before
+
+
+def test_a_percentile_that_no_method_reads_is_refused(model: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    asked = ["calibrate", str(model), "--data", str(folder), "-q", "-o", str(tmp_path / "r.json"), "--percentile", "99"]
+    assert main([*asked, "--method", "mse"]) == 2
+    assert "--percentile is of --method percentile, this is mse" in capsys.readouterr().err
+    assert main([*asked, "--method", "percentile"]) == 0

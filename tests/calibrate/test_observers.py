@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from edgeattn.calibrate import observers
+from edgeattn.calibrate.observers import BINS, KEPT, LEVELS, MERGED, SAMPLED, Seen, merge, nothing, observe, range_of
 from edgeattn.errors import InputError
-from edgeattn.precision import observers
-from edgeattn.precision.observers import BINS, KEPT, LEVELS, MERGED, SAMPLED, Seen, merge, nothing, observe, range_of
 
 Array = NDArray[np.float32]
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

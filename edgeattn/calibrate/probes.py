@@ -218,6 +218,7 @@ def _without_reordering(graph: onnx.GraphProto, names: list[str]) -> dict[str, s
     """Let an optimised graph give values as they are inside; returns the output to fetch for each."""
     readers = Counter(name for node in graph.node for name in node.input)
     fetches = {name: name for name in names}
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.output}
     for node in [node for node in graph.node if node.op_type == "ReorderOutput"]:
         channels = next((item.i for item in node.attribute if item.name == "channels"), 1)
         if node.output[0] in fetches and not readers[node.output[0]] and channels % CHANNEL_BLOCK == 0:
@@ -225,5 +226,5 @@ def _without_reordering(graph: onnx.GraphProto, names: list[str]) -> dict[str, s
             graph.node.remove(node)
     del graph.output[:]
     for name in dict.fromkeys(fetches.values()):
-        graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        graph.output.add(name=name).type.tensor_type.elem_type = types.get(name, onnx.TensorProto.FLOAT)
     return fetches

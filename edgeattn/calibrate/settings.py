@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeattn import files
+from edgeattn.calibrate.observers import THRESHOLDS
 from edgeattn.errors import InputError, did_you_mean
 from edgeattn.images import refuse_unknown, table_of
-from edgeattn.precision.observers import THRESHOLDS
 
 METHODS = ("minmax", *THRESHOLDS)
 
@@ -20,12 +21,12 @@ class CalibrationSettings:
     """How to calibrate, and what the result must hold.
 
     Attributes:
-        method: minmax, entropy, percentile or mse; see `edgeattn.precision.observers.range_of`.
+        method: minmax, entropy, percentile or mse; see `edgeattn.calibrate.observers.range_of`.
         percentile: the share of magnitudes, in percent, that `percentile` keeps.
         limit: look at this many samples only; None for all.
         seed: which ones: those whose names come first by a hash of name and seed.
         keep: globs of the names of nodes that stay in high precision.
-        acceptance: how much of a metric may be lost, as a fraction, by its name.
+        acceptance: how much of a metric may be lost, as a fraction, by its name; of `sqnr`, the least dB.
 
     Raises:
         InputError: a value is not of its form.
@@ -61,7 +62,8 @@ def _is_number(value: object) -> bool:
 def load_calibration(path: str | Path) -> CalibrationSettings:
     """Read the tables `[calibration]` (the fields of `CalibrationSettings`) and `[acceptance]` of a recipe.
 
-    `[acceptance]` has a loss by metric: `top1 = "0.5%"` or `top1 = 0.005`. Both tables may be absent.
+    `[acceptance]` has a loss by metric: `top1 = "0.5%"` or `top1 = 0.005`; of `sqnr = "30dB"` what is left at least.
+    Both tables may be absent.
 
     Raises:
         InputError: the file cannot be read, a key is unknown, or a value is not of its form.
@@ -81,8 +83,9 @@ def load_calibration(path: str | Path) -> CalibrationSettings:
 
 def _loss(metric: str, value: object, path: str | Path) -> float:
     text = str(value) if isinstance(value, str) or _is_number(value) else ""
+    unit, most, example = ("dB", math.inf, "30dB") if metric == "sqnr" else ("%", 1.0, "0.5%")
     with contextlib.suppress(ValueError):
-        loss = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if 0 <= loss <= 1:
+        loss = float(text.removesuffix(unit)) / (100 if text.endswith("%") else 1)
+        if 0 <= loss <= most:
             return loss
-    raise InputError(f'{path}: [acceptance] {metric} is {value!r}; expected a loss such as "0.5%"')
+    raise InputError(f'{path}: [acceptance] {metric} is {value!r}; expected for example "{example}"')

@@ -26,17 +26,18 @@ from onnx_ir.passes import common
 from edgeattn import __version__, files
 from edgeattn.backends import onnxruntime
 from edgeattn.backends.base import silent
+from edgeattn.calibrate.observers import Seen, merge, nothing, observe
+from edgeattn.calibrate.probes import Look, bytes_observed, open_look, probes
+from edgeattn.calibrate.settings import CalibrationSettings, load_calibration
+from edgeattn.calibrate.shards import Partial, finish, load_partial, merge_shards, save_partial
 from edgeattn.data import Dataset, Recipe, Sample, batches, open_data
 from edgeattn.errors import InputError, MissingDependencyError, UsageError
+from edgeattn.folding import feeding_recipe
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, load_graph
 from edgeattn.lowering import to_backend
 from edgeattn.normalise import infer_types, inlined
-from edgeattn.precision.observers import Seen, merge, nothing, observe
-from edgeattn.precision.probes import Look, bytes_observed, open_look, probes
 from edgeattn.precision.ranges import Ranges, plain_recipe, save_ranges
-from edgeattn.precision.settings import CalibrationSettings, load_calibration
-from edgeattn.precision.shards import Partial, finish, load_partial, merge_shards, save_partial
 from edgeattn.reports.text import table
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def calibrate_shard(
     state: Path | None = None,
     progress: Progress = silent,
 ) -> Partial:
-    """Observe the k-th of n parts of the samples; `edgeattn.precision.shards.merge_shards` puts them together.
+    """Observe the k-th of n parts of the samples; `edgeattn.calibrate.shards.merge_shards` puts them together.
 
     Raises:
         UsageError: not 1 <= k <= n.
@@ -319,7 +320,9 @@ def calibrate_file(
     output, began = Path(output), time.monotonic()
     state = output.with_name(output.name + ".part")
     graph = load_graph(model)
-    data = open_data(folder, graph.inputs, recipe)
+    data = open_data(folder, graph.inputs, feeding_recipe(graph.model.metadata_props, recipe))
+    if output.exists():
+        files.output_file(output, *graph.files, *(path for path, _ in data.files))
     with files.locked(output):
         part = calibrate_shard(graph, data, settings, shard or (1, 1), state=state, progress=progress)
         report = _written(output, part if shard else finish(part), began)
@@ -331,7 +334,7 @@ def merge_files(parts: Sequence[Path], output: str | Path) -> CalibrationReport:
     """Put the parts of all shards of a calibration together and write the ranges: the same as of one run over all.
 
     Raises:
-        EdgeAttnError: see `edgeattn.precision.shards.merge_shards`; or the output cannot be written.
+        EdgeAttnError: see `edgeattn.calibrate.shards.merge_shards`; or the output cannot be written.
     """
     began = time.monotonic()
     return _written(Path(output), merge_shards(parts), began)
