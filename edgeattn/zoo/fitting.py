@@ -19,7 +19,7 @@ Augment: TypeAlias = Callable[[tuple[Tensor, ...], Labels], Batch]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is trained: passes over `samples` samples in batches, and the highest rate of the cycle."""
+    """How a model is trained: passes over `samples` samples in batches, the highest rate of the cycle, and the seed."""
 
     epochs: int = 20
     samples: int = 4000
@@ -27,6 +27,7 @@ class Settings:
     rate: float = 4e-3
     decay: float = 0.05
     augment: Augment | None = None
+    seed: int = 0
 
 
 def fit(module: nn.Module, inputs: tuple[Tensor, ...], labels: Labels, task: str, settings: Settings) -> list[float]:

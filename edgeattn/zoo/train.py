@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from edgeattn.zoo.weights import FOLDER
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "build" / "train_zoo"
-SEED, TEST_SAMPLES, TEST_BATCH = 0, 2000, 100
+TEST_SAMPLES, TEST_BATCH = 2000, 100
 
 # How the models on a data set are trained, and those that need something else.
 DATA_SETTINGS = {
@@ -43,12 +44,12 @@ DATA_SETTINGS = {
     "cluttered": Settings(epochs=14, samples=6000),
     "scenes": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
     "saliency": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
-    "fusion": Settings(epochs=7, samples=24000),
+    "fusion": Settings(epochs=28, samples=6000),
     "clips": Settings(epochs=14, samples=4000),
 }
 OWN_SETTINGS = {
     "recurrent_attention": Settings(epochs=6, samples=24000, rate=3e-3),
-    "unet": Settings(epochs=12, samples=4000, batch=32, rate=2e-3, augment=mirrored),
+    "unet": replace(DATA_SETTINGS["scenes"], seed=1),  # from seed 0 it never tells squares and triangles from discs
     "vit": Settings(epochs=6, samples=24000, rate=1.5e-3),
 }
 
@@ -66,7 +67,7 @@ def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     began, entry = time.monotonic(), find(name)
-    torch.manual_seed(SEED)
+    torch.manual_seed(settings.seed)
     make = factory(name)
     module: nn.Module = make(pretrained=False)
     specs = parse_inputs(make.example_inputs, module)  # type: ignore[attr-defined]
@@ -80,7 +81,7 @@ def train(name: str, data: Path, out: Path, settings: Settings) -> dict[str, Any
         "data": f"{entry.data} of edgeattn.zoo.data; training and test have no source in common",
         "train_samples": len(labels),
         "test_samples": len(test[1]),
-        "seed": SEED,
+        "seed": settings.seed,
         "epochs": settings.epochs,
         "batch": settings.batch,
         "peak_learning_rate": settings.rate,

@@ -7,13 +7,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 
 from edgeattn import files, zoo
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine
+from edgeattn.data import load_recipe, open_data
 from edgeattn.export import export_model
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, load_graph
@@ -52,6 +55,7 @@ def test_record_describes_the_shipped_weights(name: str) -> None:
     assert entry.size_bytes is not None
     assert entry.size_bytes < 1_000_000
     assert record["parameters"] == sum(weight.numel() for weight in zoo.factory(name)().parameters())
+    assert record["train_metrics"].keys() == record["metrics"].keys()
     json.dumps(record)
 
 
@@ -111,6 +115,25 @@ def test_engine_does_the_task_as_its_original_does(name: str, folder: Path) -> N
     assert metric.drop == pytest.approx(0, abs=1e-6)
     recorded = entry.record()["metrics"][entry.metric]
     assert abs(metric.reference - recorded) < 0.3  # of 24 samples, not of all
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    DATASETS["scenes"](folder, "test", 40)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.task == "segmentation"])
+def test_a_segmentation_model_knows_every_class(name: str, scenes: Path) -> None:
+    model = load_model(f"zoo:{name}").module
+    samples = list(open_data(scenes, parse_inputs([], model), load_recipe(ROOT / "calibration" / "scenes.toml")))
+    with torch.inference_mode():
+        scores = model(torch.from_numpy(np.concatenate([sample.feeds["x"] for sample in samples])))
+    masks = np.stack([sample.label for sample in samples])
+    iou = jaccard_score(masks.ravel(), scores.argmax(1).numpy().ravel(), average=None)
+    assert len(iou) == 6
+    assert iou.min() > 0.1  # a class that is never found has 0
 
 
 @names

@@ -51,6 +51,13 @@ def test_every_entry_has_settings_and_no_settings_are_of_nothing() -> None:
     assert set(train.OWN_SETTINGS) <= set(zoo.MODELS)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in zoo.MODELS.items() if not entry.weights])
+def test_the_shipped_record_is_of_the_settings(name: str) -> None:
+    record, settings = zoo.MODELS[name].record(), train.settings_of(zoo.MODELS[name])
+    asked = (settings.samples, settings.epochs, settings.batch, settings.rate, settings.seed)
+    assert tuple(record[key] for key in ("train_samples", "epochs", "batch", "peak_learning_rate", "seed")) == asked
+
+
 def test_a_data_set_is_written_once_and_anew(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     stale = tmp_path / "digits" / "train-150" / "3" / "stale.png"
     stale.parent.mkdir(parents=True)
