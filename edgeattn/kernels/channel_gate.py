@@ -21,14 +21,13 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import channel_logits, gated, project_launch
+from edgeattn.kernels.gating import SPAN, channel_logits, gated, project_launch, tile_of
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, attention_pool_launch, known, places_of, pool_launch, pooled, power, refusals
 from edgeattn.ops.activations import RESIDUAL
 from edgeattn.tensors import Dim, dtype_named
 
 POOLS = {"avg": ("avg",), "max": ("max",), "avgmax": ("avg", "max"), "attn": ("attn",)}
-SPAN = 4  # tiles that a program scales, once it has computed their weights
 
 
 @triton.jit
@@ -61,12 +60,7 @@ def scale(
     span: tl.constexpr,
 ) -> None:
     """A tile of x times its gate: by two layers, by one (no w2), or by a convolution over the channels (taps)."""
-    pieces = tl.cdiv(places, block_p * span)
-    blocks = tl.cdiv(channels, block_c)
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    piece = program % pieces
-    sample = program // pieces // blocks
-    c = program // pieces % blocks * block_c + tl.arange(0, block_c)
+    sample, c, piece = tile_of(channels, places, block_c, block_p * span)
     known_c = c < channels
     if taps > 0:
         logits = tl.zeros((block_c,), tl.float32)

@@ -14,6 +14,8 @@ from edgeattn.kernels.launch import Launch, cdiv, product
 from edgeattn.kernels.pooling import POOLED, attended, pooled, power
 from edgeattn.tensors import Dim
 
+SPAN = 4  # tiles that a program weighs, once it has computed the weights of their channels
+
 
 @triton.jit
 def activated(z: tl.tensor, kind: tl.constexpr) -> tl.tensor:
@@ -41,6 +43,21 @@ def gated(z: tl.tensor, kind: tl.constexpr, residual: tl.constexpr) -> tl.tensor
     if residual:
         z += 1.0
     return z
+
+
+@triton.jit
+def tile_of(
+    channels: tl.tensor, places: tl.tensor, block_c: tl.constexpr, run: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """What a program weighs: a sample, a block of its channels, and which run of places.
+
+    The first programs take the last tiles, since what was pooled last is in the cache.
+    """
+    pieces = tl.cdiv(places, run)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    blocks = tl.cdiv(channels, block_c)
+    c = program // pieces % blocks * block_c + tl.arange(0, block_c)
+    return program // pieces // blocks, c, program % pieces
 
 
 @triton.jit

@@ -26,6 +26,18 @@ ENOUGH = 256  # programs that keep a GPU busy
 
 
 @triton.jit
+def _position(
+    channels: tl.tensor, places: tl.tensor, span: tl.constexpr, block_p: tl.constexpr, backwards: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """What a program works on: a sample, a span of its channels, a block of places, and which of these there are."""
+    blocks = tl.cdiv(places, block_p)
+    spans = tl.cdiv(channels, span)
+    program = tl.num_programs(0) - 1 - tl.program_id(0) if backwards else tl.program_id(0)
+    place = program % blocks * block_p + tl.arange(0, block_p)
+    return program // blocks // spans, program // blocks % spans, place, place < places
+
+
+@triton.jit
 def collapse(
     x: tl.tensor,
     channel: tl.tensor,
@@ -39,13 +51,8 @@ def collapse(
     backwards: tl.constexpr,
 ) -> None:
     """Sums and maxima over spans of channels: sums and peaks (samples, spans, places)."""
-    blocks = tl.cdiv(places, block_p)
+    sample, part, place, inside = _position(channels, places, span, block_p, backwards)
     spans = tl.cdiv(channels, span)
-    program = tl.num_programs(0) - 1 - tl.program_id(0) if backwards else tl.program_id(0)
-    place = program % blocks * block_p + tl.arange(0, block_p)
-    part = program // blocks % spans
-    sample = program // blocks // spans
-    inside = place < places
     total = tl.zeros((block_c, block_p), tl.float32)
     highest = tl.full((block_c, block_p), -float("inf"), tl.float32)
     for first in range(part * span, tl.minimum(part * span + span, channels), block_c):
@@ -87,13 +94,8 @@ def weigh(
     backwards: tl.constexpr,
 ) -> None:
     """The map weighed by a convolution of `rows` by `columns` of its planes."""
-    blocks = tl.cdiv(places, block_p)
+    sample, part, place, inside = _position(channels, places, span, block_p, backwards)
     spans = tl.cdiv(channels, span)
-    program = tl.num_programs(0) - 1 - tl.program_id(0) if backwards else tl.program_id(0)
-    place = program % blocks * block_p + tl.arange(0, block_p)
-    part = program // blocks % spans
-    sample = program // blocks // spans
-    inside = place < places
     logits = tl.zeros((block_p,), tl.float32) + tl.load(b).to(tl.float32)
     for tap in range(rows * columns):
         i = place // width + tap // columns - top

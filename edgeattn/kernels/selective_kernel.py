@@ -16,13 +16,12 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import channel_logits, project_launch
+from edgeattn.kernels.gating import SPAN, channel_logits, project_launch, tile_of
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, known, places_of, pool_launch, power, refusals
 from edgeattn.tensors import Dim, dtype_named
 
 BRANCHES = ("x", "u1", "u2", "u3")
-SPAN = 4  # tiles that a program mixes, once it has computed their weights
 
 
 @triton.jit
@@ -46,12 +45,7 @@ def mix(
     span: tl.constexpr,
 ) -> None:
     """The branches, each weighed by its channel's share of the softmax across them; u2 and u3 may be left out."""
-    pieces = tl.cdiv(places, block_p * span)
-    blocks = tl.cdiv(channels, block_c)
-    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what `pool` read last is in the cache
-    piece = program % pieces
-    sample = program // pieces // blocks
-    c = program // pieces % blocks * block_c + tl.arange(0, block_c)
+    sample, c, piece = tile_of(channels, places, block_c, block_p * span)
     seen = c < channels
     a0 = channel_logits(z, None, None, w2, b2, sample, c, seen, samples, hidden, 1, act, 0.0, block_h)
     a1 = channel_logits(z, None, None, w2, b2, sample, c + channels, seen, samples, hidden, 1, act, 0.0, block_h)
