@@ -134,9 +134,10 @@ class _Editor:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         main = graph.model.graph
-        self.nodes = _Names(node.name for node in main)
+        self.nodes = Names(node.name for node in main)
         made = (value.name for node in main for value in node.outputs)
-        self.values = _Names((*made, *(value.name for value in main.inputs), *main.initializers))
+        self.values = Names((*made, *(value.name for value in main.inputs), *main.initializers))
+        self.replaced: dict[ir.Value, ir.Value] = {}
 
     def replace(self, op: AttentionOp, match: Match) -> ir.Node:
         """Insert the canonical node, and what brings its operands and result into layout, before the output's node.
@@ -160,6 +161,7 @@ class _Editor:
         result.type, result.shape = output.type, output.shape
         ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
         result.name, output.name = output.name, result.name
+        self.replaced[output] = result
         return node
 
     def _made(self, op: AttentionOp, match: Match, tape: Tape) -> tuple[ir.Node, ir.Value]:
@@ -174,7 +176,12 @@ class _Editor:
         )
         node.name = self.nodes.free(module_of(node) or op.name)
         tape.nodes.append(node)
-        return node, match.finish(tape, node.outputs[0])
+        result = match.finish(tape, node.outputs[0])
+        for made in tape.nodes:  # a match found beside this one may have taken the place of what it reads
+            for place, value in enumerate(made.inputs):
+                if value in self.replaced:
+                    made.replace_input_with(place, self.replaced[value])
+        return node, result
 
     def _add_function(self, op: AttentionOp, variant: str) -> None:
         functions, key = self.graph.model.functions, (DOMAIN, op.name, variant)
@@ -197,7 +204,7 @@ def _discard(tape: Tape) -> None:
             node.replace_input_with(place, None)
 
 
-class _Names:
+class Names:
     """The names in use; `free` finds one like the one asked for and takes it."""
 
     def __init__(self, taken: Iterable[str | None]) -> None:

@@ -16,6 +16,7 @@ from edgeattn.ops.base import AttentionOp, Match, Miss, Tape
 from edgeattn.tensors import random_feeds
 from edgeattn.tolerance import tolerance_for
 from tests.graphs import gathered_gate, self_attention
+from tests.ops.exactness import fused_exactly, graph_of, weights_of
 
 
 def test_a_graph_without_attention_comes_back_as_it_is() -> None:
@@ -37,6 +38,18 @@ def test_fusing_twice_finds_the_same() -> None:
     twice, second = fuse(once)
     assert [item.op for item in first.found] == [item.op for item in second.found]
     assert once.op_counts() == twice.op_counts()
+
+
+def test_attentions_right_behind_each_other_are_all_found() -> None:
+    def gate(x: str, y: str) -> str:
+        return f"""
+            p{y} = ReduceMean(x{x}, axes)  h{y} = Conv(p{y}, down)  r{y} = Relu(h{y})  e{y} = Conv(r{y}, up)
+            g{y} = Sigmoid(e{y})  x{y} = Mul(x{x}, g{y})"""
+
+    weights = {**weights_of(0, down=(4, 8, 1, 1), up=(8, 4, 1, 1)), "axes": np.array([2, 3])}
+    body = gate("0", "1") + gate("1", "2") + gate("2", "3")
+    report = fused_exactly(graph_of("(float[2, 8, 5, 5] x0) => (float[2, 8, 5, 5] x3)", body, weights))
+    assert [item.op for item in report.found] == ["ChannelGate"] * 3
 
 
 FAULT = "the search for SoftmaxAttention failed (KeyError: 'broken'): report it"
