@@ -44,7 +44,7 @@ DATA_SETTINGS = {
     "cluttered": Settings(epochs=14, samples=6000),
     "scenes": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
     "saliency": Settings(epochs=12, samples=4000, batch=32, augment=mirrored),
-    "fusion": Settings(epochs=28, samples=6000),
+    "fusion": Settings(epochs=7, samples=24000),
     "clips": Settings(epochs=14, samples=4000),
 }
 OWN_SETTINGS = {
