@@ -17,7 +17,7 @@ class Report(Protocol):
         """Plain values, ready for `json.dumps`. Once published, keys stay."""
 
     def to_html(self) -> str:
-        """One self-contained page: nothing executed or fetched."""
+        """One self-contained page: nothing fetched, and no code but the one that sorts and filters its tables."""
 
     def to_junit(self) -> str:
         """JUnit XML, one test case per claim."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["number", "printable", "table"]
+__all__ = ["number", "percent", "printable", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
@@ -37,6 +37,11 @@ def number(value: float | None) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     return f"{value:.1e}" if abs(value) < 0.01 or abs(value) >= 1e5 else f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    """A share in percent: `43 %`, and one digit more below 10 %."""
+    return f"{100 * value:.{int(abs(value) < 0.0995)}f} %"
 
 
 def printable(text: str) -> str:

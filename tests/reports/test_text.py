@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.reports.text import number, printable, table
+from edgeattn.reports.text import number, percent, printable, table
 
 
 def test_columns_are_aligned_and_short_rows_filled() -> None:
@@ -33,3 +33,11 @@ def test_a_name_cannot_move_the_cursor_or_break_the_line(text: str) -> None:
 )  # fmt: skip
 def test_numbers_are_short(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0 %"), (0.0994, "9.9 %"), (0.0996, "10 %"), (0.434, "43 %"), (-0.5, "-50 %"), (1, "100 %")],
+)
+def test_shares_have_a_digit_more_where_they_are_small(value: float, text: str) -> None:
+    assert percent(value) == text
