@@ -18,7 +18,6 @@ from edgeattn.build_report import LOW_PRECISIONS, SHORT_NAMES, BuildPlan, BuildR
 from edgeattn.data import Sample, batches
 from edgeattn.engine import Engine, Sidecar, sidecar_path, write_engine
 from edgeattn.errors import GateError, UnsupportedError, UsageError
-from edgeattn.folding import FOLDED
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
@@ -27,6 +26,7 @@ from edgeattn.lowering.tensorrt import choose
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.mixed import floating, typed_for
 from edgeattn.precision.ranges import Ranges
+from edgeattn.profile.provenance import record
 from edgeattn.tensors import DTYPES, resolve_profile
 
 __all__ = ["LOW_PRECISIONS", "SHORT_NAMES", "BuildPlan", "BuildReport", "build_engine", "plan_build", "rebuild_command"]
@@ -210,10 +210,11 @@ def _described(engine: Engine, plan: BuildPlan, output: Path, ranges: Ranges | N
             "path": str(source.path or ""),
             "name": source.model.graph.name or "",
             "sha256": source.sha256,
-            **{key: text for key, text in source.model.metadata_props.items() if key == FOLDED},
+            **{key: text for key, text in source.model.metadata_props.items() if key.startswith("edgeattn.")},
         },
         config={**settings, **engine.sidecar.config},
         rebuild=rebuild_command(plan, output, ["--backend", plan.backend]),
+        provenance=record(source, plan.typed, plan.attention, plan.backend),
         edgeattn_version=__version__,
     )
     return dataclasses.replace(engine, sidecar=sidecar)

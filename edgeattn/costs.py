@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 
 import onnx_ir as ir
@@ -27,14 +27,15 @@ def flops_of(graph: Graph, attention: Mapping[str, int | None]) -> int | None:
     Returns:
         None where another size is dynamic, or an operator repeats its body.
     """
+    costs = list(node_flops(graph, attention))
+    return None if None in costs else sum(cost or 0 for cost in costs)
+
+
+def node_flops(graph: Graph, attention: Mapping[str, int | None]) -> Iterator[int | None]:
+    """FLOPs of each node of the main graph in turn; see `flops_of`."""
     batches = {shape[0] for value in graph.model.graph.inputs if (shape := dims(value)) and isinstance(shape[0], str)}
-    total = 0
     for node in graph.model.graph:
-        cost = attention.get(node.name or "") if node.domain == DOMAIN else _flops(node, batches)
-        if cost is None:
-            return None
-        total += cost
-    return total
+        yield attention.get(node.name or "") if node.domain == DOMAIN else _flops(node, batches)
 
 
 def _flops(node: ir.Node, batches: Collection[str | int | None]) -> int | None:

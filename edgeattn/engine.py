@@ -63,6 +63,13 @@ class Sidecar:
     search: tuple[Mapping[str, Any], ...] = ()  # what `--best` measured it against, itself among them
     calibration: Mapping[str, Any] = field(default_factory=dict)  # where the ranges of an INT8 engine come from
     plugins: tuple[Mapping[str, Any], ...] = ()  # that TensorRT runs attention with, and how they come to it
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # attention blocks, nodes, modules, for profiles
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under the names of the fields, but the provenance: as long as the graph, and for profiles."""
+        plain = dataclasses.asdict(dataclasses.replace(self, provenance={}))
+        del plain["provenance"]
+        return plain
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 _FORMS: dict[str, Any] = {
     **dict.fromkeys(("backend", "backend_version", "platform", "rebuild", "plan_sha256", "edgeattn_version"), str),
-    **dict.fromkeys(("graph", "config", "calibration"), dict),
+    **dict.fromkeys(("graph", "config", "calibration", "provenance"), dict),
     "plan_bytes": int,
     "verified": dict | None,
 }

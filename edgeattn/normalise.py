@@ -58,7 +58,7 @@ def drop_identities(model: ir.Model) -> None:
 
 
 def upgraded(model: ir.Model, opset: int) -> ir.Model:
-    """The model in at least this operator set; weights never pass through protobuf.
+    """The model in at least this operator set; weights never pass through protobuf, and nodes keep their metadata.
 
     Raises:
         InputError: onnx cannot carry an operator over.
@@ -77,6 +77,9 @@ def upgraded(model: ir.Model, opset: int) -> ir.Model:
         converted.graph.inputs.remove(value)
         value.const_value = weights[value.name or ""]
         converted.graph.register_initializer(value)
+    notes = {value.name: node.metadata_props for node in model.graph for value in node.outputs}
+    for node in converted.graph:
+        node.metadata_props.update(notes.get(node.outputs[0].name, {}))
     return converted
 
 

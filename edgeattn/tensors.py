@@ -253,16 +253,13 @@ def _admits(spec: TensorSpec, shape: Shape) -> bool:
 
 
 def corners(profile: Profile) -> Iterator[dict[str, Shape]]:
-    """The shapes at which an engine is checked: min, opt, max, and opt at batch 1 and 2 where the range allows.
+    """The shapes at which an engine is checked: min, opt, max, and opt at batch 1, 2 and max where the range allows.
 
     Batch is the first axis of every input whose first axis is dynamic; equal combinations come once.
     """
 
     def at_batch(size: int) -> dict[str, Shape]:
-        return {
-            name: (size, *spread.opt[1:]) if spread.opt and spread.min[0] != spread.max[0] else spread.opt
-            for name, spread in profile.items()
-        }
+        return {name: (size, *spread.opt[1:]) if _ranges(spread) else spread.opt for name, spread in profile.items()}
 
     seen = []
     for shapes in (
@@ -271,11 +268,17 @@ def corners(profile: Profile) -> Iterator[dict[str, Shape]]:
         {name: spread.max for name, spread in profile.items()},
         at_batch(1),
         at_batch(2),
+        at_batch(min((spread.max[0] for spread in profile.values() if _ranges(spread)), default=1)),
     ):
         allowed = all(profile[name].contains(shape) for name, shape in shapes.items())
         if allowed and shapes not in seen:
             seen.append(shapes)
             yield shapes
+
+
+def _ranges(spread: ShapeRange) -> bool:
+    """Whether the batch does."""
+    return bool(spread.opt) and spread.min[0] != spread.max[0]
 
 
 def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) -> dict[str, Array]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.cli import main, options
+from edgeattn.cli import main, options, output
 from edgeattn.graph import save_graph
 from edgeattn.metrics import TASKS
+from edgeattn.reports import text
 from tests.graphs import self_attention
 
 
@@ -348,3 +350,17 @@ def test_a_file_is_built_inspected_run_and_checked_without_torch(model: Path) ->
     )
     run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_line_too_long_for_the_terminal_goes_on_below_its_last_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := io.StringIO())
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "30")
+    rows = [["note", "one two three four five six seven"], ["a name as long as this is", "stays on its line"]]
+    output.emit(text.table(rows[:1]) + "\n" + text.table(rows[1:]) + "\n" + "-" * 40, None)
+    assert terminal.getvalue().splitlines() == [
+        "note  one two three four five",
+        "      six seven",
+        "a name as long as this is  stays on its line",
+        "-" * 30,
+    ]

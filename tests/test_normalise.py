@@ -8,7 +8,7 @@ import pytest
 
 from edgeattn.graph import Graph
 from edgeattn.interpreter import run_as_written
-from edgeattn.normalise import drop_identities, inlined, named, settle_shapes
+from edgeattn.normalise import drop_identities, inlined, named, settle_shapes, upgraded
 from tests.ops.exactness import graph_of
 
 
@@ -133,3 +133,15 @@ def test_an_if_whose_condition_follows_from_sizes_becomes_its_branch(size: int, 
     shapes = settled(body, f"float[{', '.join('abc'[: len(expected)])}] y", **weights)
     assert shapes["y"] == expected
     assert "chosen" not in shapes
+
+
+def test_nodes_keep_their_metadata_in_another_opset() -> None:
+    body = "h = Exp (x)  y = ReduceMax <axes = [1], keepdims = 0> (h)"
+    text = f'<ir_version: 8, opset_import: ["": 13]> g (float[2, 3] x) => (float[2] y) {{ {body} }}'
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    for place, node in enumerate(model.graph):
+        node.metadata_props["where"] = str(place)
+    converted = upgraded(model, 18)
+    assert converted.opset_imports[""] == 18
+    kept = {node.op_type: node.metadata_props.get("where") for node in converted.graph if node.op_type != "Constant"}
+    assert kept == {"Exp": "0", "ReduceMax": "1"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from edgeattn.backends.base import Backend, Session
-from edgeattn.engine import read_engine
+from edgeattn.engine import Engine, read_engine
 from edgeattn.errors import InputError, UnsupportedError, UsageError
 
 BACKENDS = {
@@ -63,11 +63,15 @@ def open_session(path: str | Path, trust: bool = False) -> Session:
         InputError: no such engine, or not the described one (unless `trust`).
         UnsupportedError: its backend cannot run here, or it was built for something else.
     """
-    engine = read_engine(path, trust)
+    return session_of(read_engine(path, trust), str(path))
+
+
+def session_of(engine: Engine, name: str, profiling: bool = False) -> Session:
+    """Load an engine that was read already; `name` is for messages. See `open_session` for what it raises."""
     if engine.sidecar.backend not in BACKENDS:
-        raise InputError(f"{path} was built by an unknown backend {engine.sidecar.backend!r}; build it again")
+        raise InputError(f"{name} was built by an unknown backend {engine.sidecar.backend!r}; build it again")
     backend = backend_named(engine.sidecar.backend)
     reasons = backend.missing()
     if reasons:
-        raise UnsupportedError(f"{path} needs {engine.sidecar.backend}, which cannot run here", reasons)
-    return backend.load(engine)
+        raise UnsupportedError(f"{name} needs {engine.sidecar.backend}, which cannot run here", reasons)
+    return backend.load(engine, profiling)

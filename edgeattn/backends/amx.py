@@ -29,7 +29,9 @@ def avoid_broken_amx() -> str:
     """
     if ISA_VARIABLE in os.environ or not _announced():
         return ""
-    child = subprocess.run([sys.executable, "-m", __name__], capture_output=True, check=False)
+    # Not through pipes: what the signal leaves behind of it may hold them open for good.
+    nowhere = subprocess.DEVNULL
+    child = subprocess.run([sys.executable, "-m", __name__], stdin=nowhere, stdout=nowhere, stderr=nowhere, check=False)
     if child.returncode >= 0:  # it ran, or failed in a way that is no signal: then AMX is not to blame
         return ""
     os.environ[ISA_VARIABLE] = ISA_WITHOUT_AMX

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeattn.engine import Engine
+from edgeattn.engine import Engine, Sidecar
 from edgeattn.graph import Graph
 from edgeattn.tensors import ShapeRange, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
-    from edgeattn.tensors import Array, Feeds, Shape
+    from edgeattn.tensors import Array, Dim, Feeds, Shape
 
 
 def silent(phase: str, fraction: float | None = None) -> None:
@@ -64,11 +64,50 @@ class BuildConfig:
     progress: Callable[[str, float | None], None] = field(default=silent, compare=False)
 
 
+def config_of(sidecar: Sidecar) -> BuildConfig:
+    """The settings that an engine was built with, as its sidecar has them, but its timing cache."""
+    names = ({item.name for item in fields(BuildConfig)} & set(sidecar.config)) - {"timing_cache"}
+    settings = {name: sidecar.config[name] for name in names}
+    settings |= {"precision": sidecar.precision.asked, "targets": tuple(settings.get("targets", ()))}
+    return BuildConfig(**{**settings, "profile": sidecar.profile})
+
+
+@dataclass(frozen=True)
+class RawLayer:
+    """A layer as its backend names it.
+
+    `origins` are names of nodes of the graph that was built, as far as the backend kept them; `reads` are the places
+    of the layers whose outputs it takes. A dimension that the backend does not tell is `?`.
+    """
+
+    name: str
+    kind: str
+    precision: str = ""
+    input_shapes: tuple[tuple[Dim, ...], ...] = ()
+    output_shapes: tuple[tuple[Dim, ...], ...] = ()
+    kernel: str = ""
+    origins: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """The layers of an engine in the order in which they run, and the nanoseconds of each: a row a run.
+
+    Where a backend tells only means of several runs, a row is such a mean, of `runs_a_row` runs.
+    """
+
+    layers: tuple[RawLayer, ...]
+    rows: tuple[tuple[float, ...], ...]
+    runs_a_row: int = 1
+
+
 @dataclass
 class Session:
     """An engine, loaded and ready. A context manager: leaving it frees what it holds.
 
-    `infer` maps checked feeds to the outputs by name; `release` frees the backend's resources.
+    `infer` maps checked feeds to the outputs by name; `release` frees the backend's resources. A session that was
+    opened for profiling has `layers`: the times of all runs since it was opened or last asked, but the first of them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -78,6 +117,7 @@ class Session:
     release: Callable[[], None] = lambda: None
     device: str = "cpu"  # in words, for reports
     details: Mapping[str, Any] = field(default_factory=dict)
+    layers: Callable[[], LayerTimes] | None = None
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once.
@@ -118,8 +158,8 @@ class Backend(Protocol):
     def build(self, graph: Graph, config: BuildConfig) -> Engine:
         """Build a typed graph. Raises BuildError or UnsupportedError, and no other library's error."""
 
-    def load(self, engine: Engine) -> Session:
-        """Check version and device against the sidecar, then deserialise."""
+    def load(self, engine: Engine, profiling: bool = False) -> Session:
+        """Check version and device against the sidecar, then deserialise; where asked, so that layers are timed."""
 
 
 def unknown_operators(graph: Graph, domains: Collection[str]) -> list[str]:

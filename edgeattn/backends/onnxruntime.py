@@ -6,14 +6,15 @@ The plan is the typed graph itself, as ONNX: any ONNX Runtime loads it, and opti
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
+from edgeattn.backends.onnxruntime_profile import LayerTimer, compute_dtype, kernels, profiled
 from edgeattn.engine import Engine, Precision, Sidecar, this_platform
 from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
 from edgeattn.graph import Graph
@@ -22,6 +23,7 @@ from edgeattn.tensors import numpy_dtype
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from edgeattn.backends.onnxruntime_profile import Runner
     from edgeattn.tensors import Array
 
 NAME = "onnxruntime"
@@ -46,7 +48,6 @@ SATURATES = (
     "large inputs; compare on samples (edgeattn parity --data), or build with --backend openvino"
 )
 DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
-_TYPE_NAMES = {"float": "float32", "double": "float64"}  # the rest are called as in the dtype table
 
 
 def missing(running: bool = True) -> list[str]:
@@ -92,7 +93,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     return Engine(graph.serialized, sidecar)
 
 
-def load(engine: Engine) -> Session:
+def load(engine: Engine, profiling: bool = False) -> Session:
     """Open an engine; any version that knows the graph's operators may run it.
 
     Raises:
@@ -100,11 +101,22 @@ def load(engine: Engine) -> Session:
     """
     import onnxruntime as ort
 
-    try:
-        session = _session(engine.plan, ort.SessionOptions(), engine.sidecar.precision.asked)
-    except Exception as err:
-        raise InputError(f"ONNX Runtime {ort.__version__} cannot load the engine: {one_line(err)}") from err
-    names = [spec.name for spec in engine.sidecar.outputs]
+    def opened(options: ort.SessionOptions) -> ort.InferenceSession:
+        try:
+            return _session(engine.plan, options, engine.sidecar.precision.asked)
+        except Exception as err:
+            raise InputError(f"ONNX Runtime {ort.__version__} cannot load the engine: {one_line(err)}") from err
+
+    about = (engine.sidecar.inputs, engine.sidecar.outputs, engine.sidecar.profile)
+    runner = functools.partial(_runner, names=[spec.name for spec in engine.sidecar.outputs])
+    if profiling:
+        timer = LayerTimer(engine.plan, opened, runner)
+        return Session(*about, timer.infer, timer.close, layers=timer.layers)
+    return Session(*about, runner(opened(ort.SessionOptions())))
+
+
+def _runner(session: ort.InferenceSession, names: list[str]) -> Runner:
+    """The function that runs a session."""
 
     def infer(feeds: dict[str, Array]) -> dict[str, Array]:
         try:
@@ -112,7 +124,7 @@ def load(engine: Engine) -> Session:
         except Exception as err:
             raise InferenceError(f"ONNX Runtime failed: {one_line(err)}") from err
 
-    return Session(engine.sidecar.inputs, engine.sidecar.outputs, engine.sidecar.profile, infer)
+    return infer
 
 
 def _session(plan: bytes, options: ort.SessionOptions, precision: str) -> ort.InferenceSession:
@@ -130,28 +142,18 @@ def _precisions_seen(graph: Graph, config: BuildConfig) -> dict[str, int]:
     The optimised graph carries no types, and kernels are chosen after it: only a run tells.
     """
     import numpy as np
-    import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "run")
         try:
-            session = _session(graph.serialized, options, config.precision)
+            session = _session(graph.serialized, profiled(folder), config.precision)
         except Exception as err:
             if type(err).__name__ == "NotImplemented":
                 raise UnsupportedError(f"ONNX Runtime has no CPU kernel: {one_line(err)}") from err
             raise BuildError(f"ONNX Runtime cannot build the graph: {one_line(err)}") from err
         with contextlib.suppress(Exception):  # ones need not be values that the graph admits, as an axis or a size
             session.run(None, {s.name: np.ones(config.profile[s.name].min, numpy_dtype(s.dtype)) for s in graph.inputs})
-        try:
-            events = json.loads(Path(session.end_profiling()).read_text())
-        except (OSError, ValueError) as err:
-            raise BuildError(
-                f"ONNX Runtime's profile in {folder} cannot be read ({one_line(err)}); is the disk full?"
-            ) from err
-    kernels = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
-    seen = Counter(_compute_dtype(kernel) for kernel in kernels if kernel["op_name"] not in _MOVES)
+        ran = [event["args"] for run in kernels(session) for event in run]
+    seen = Counter(compute_dtype(kernel) for kernel in ran if kernel["op_name"] not in _MOVES)
     return {dtype: count for dtype, count in seen.most_common() if "float" in dtype or dtype == "int8"}
 
 
@@ -162,10 +164,3 @@ def _saturates() -> bool:
     except OSError:
         return False
     return " avx2" in flags and "vnni" not in flags
-
-
-def _compute_dtype(kernel: dict[str, list[dict[str, list[int]]]]) -> str:
-    types = [name for port in kernel["input_type_shape"] + kernel["output_type_shape"] for name in port]
-    if types[0] in ("int8", "uint8"):
-        return "int8"
-    return next((_TYPE_NAMES.get(name, name) for name in types if name.startswith(("float", "bfloat", "double"))), "")

@@ -10,19 +10,21 @@ import importlib.util
 import io
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from edgeattn.backends.amx import ISA_VARIABLE, ISA_WITHOUT_AMX, avoid_broken_amx
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
+from edgeattn.backends.openvino_profile import DTYPES, LayerTimer, runtime_info
 from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
-from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
+from edgeattn.errors import BuildError, InferenceError, InputError, one_line
 from edgeattn.graph import Graph
 
 if TYPE_CHECKING:
     import openvino as ov
 
+    from edgeattn.backends.openvino_profile import Runner
     from edgeattn.tensors import Array
 
 NAME = "openvino"
@@ -34,7 +36,6 @@ DOMAINS = ("", "com.microsoft")
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
 _ON_AMX = ("bfloat16", "int8")
-_cores: list[tuple[str, str]] = []  # of this process, in order: the precision, and what oneDNN was told of AMX
 _MOVES = {"Cast", "Identity", "Constant", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
 _NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf", "FakeQuantize"}
 
@@ -58,7 +59,10 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         BuildError: OpenVINO refuses the graph.
     """
     config.progress("compiling", None)
-    core, notes = _core(config.precision)
+    avoided = avoid_broken_amx()
+    import openvino as ov
+
+    core, notes = ov.Core(), [avoided] if avoided and config.precision in _ON_AMX else []
     hint = _inference_precision(core, graph, config, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
@@ -78,12 +82,12 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         precision=Precision(config.precision, graph.weight_bytes(), _layer_precisions(compiled), tuple(notes)),
         targets=("cpu",),
         platform=this_platform(),
-        config={"inference_precision": hint},
+        config={"inference_precision": hint, "max_cpu_isa": os.environ.get(ISA_VARIABLE, "")},
     )
     return Engine(plan, sidecar)
 
 
-def load(engine: Engine) -> Session:
+def load(engine: Engine, profiling: bool = False) -> Session:
     """Open an engine in the release that built it.
 
     Raises:
@@ -93,16 +97,35 @@ def load(engine: Engine) -> Session:
     sidecar = engine.sidecar
     require_match(sidecar, "OpenVINO", [sidecar.backend_version], _release())
     require_match(sidecar, "the platform", [sidecar.platform], this_platform())
-    core, _ = _core(sidecar.precision.asked)
+    if sidecar.config.get("max_cpu_isa") == ISA_WITHOUT_AMX:
+        os.environ.setdefault(ISA_VARIABLE, ISA_WITHOUT_AMX)  # a plan loads for the instructions it was built for
     import openvino as ov
 
-    try:
-        properties = _properties(sidecar.config["inference_precision"])
-        compiled = core.import_model(io.BytesIO(engine.plan), "CPU", properties)
-        request = compiled.create_infer_request()
-    except Exception as err:
-        raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
-    names = [spec.name for spec in sidecar.outputs]
+    core = ov.Core()
+    device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+
+    def opened() -> tuple[ov.CompiledModel, ov.InferRequest]:
+        try:
+            properties = {**_properties(sidecar.config["inference_precision"]), "PERF_COUNT": profiling}
+            compiled = core.import_model(io.BytesIO(engine.plan), "CPU", properties)
+            return compiled, compiled.create_infer_request()
+        except Exception as err:
+            raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
+
+    def runner(compiled: ov.CompiledModel, request: ov.InferRequest) -> Runner:
+        return _runner(compiled, request, [spec.name for spec in sidecar.outputs])
+
+    if profiling:
+        timer = LayerTimer(opened, runner)
+        infer, layers = timer.infer, timer.layers
+        return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, infer, device=device, layers=layers)
+    return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, runner(*opened()), device=device)
+
+
+def _runner(compiled: ov.CompiledModel, request: ov.InferRequest, names: list[str]) -> Runner:
+    """The function that runs a request."""
+    import openvino as ov
+
     read = [port.any_name for port in compiled.inputs]
 
     def infer(feeds: dict[str, Array]) -> dict[str, Array]:
@@ -117,27 +140,12 @@ def load(engine: Engine) -> Session:
         except Exception as err:
             raise InferenceError(f"OpenVINO failed: {one_line(err)}") from err
 
-    device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-    return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, infer, device=device)
+    return infer
 
 
 def _shareable(array: Array) -> bool:
     """Whether OpenVINO reads an array's memory as it is: neither a scalar, nor read-only, nor bfloat16."""
     return array.ndim > 0 and array.flags.writeable and array.dtype.kind != "V"
-
-
-def _core(precision: str) -> tuple[ov.Core, list[str]]:
-    """OpenVINO's entry, and what had to be done for it to survive."""
-    avoided = avoid_broken_amx() if precision in _ON_AMX else ""
-    _cores.append((precision, os.environ.get(ISA_VARIABLE, "")))
-    if avoided and not _cores[0][1]:
-        raise UnsupportedError(
-            f"this machine stops programs that use its AMX, and oneDNN reads only once that it must not, which was for "
-            f"{_cores[0][0]}: use {precision} first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
-        )
-    import openvino as ov
-
-    return ov.Core(), [avoided] if avoided else []
 
 
 def _inference_precision(core: ov.Core, graph: Graph, config: BuildConfig, notes: list[str]) -> str:
@@ -182,16 +190,11 @@ def _partial_shape(low: tuple[int, ...], high: tuple[int, ...]) -> ov.PartialSha
 
 def _layer_precisions(compiled: ov.CompiledModel) -> dict[str, int]:
     """Count the layers that compute, by the precision they run in."""
-
-    def info(op: Any, key: str) -> str:
-        return str(op.get_rt_info()[key].astype(str))
-
     seen: Counter[str] = Counter()
     for op in compiled.get_runtime_model().get_ordered_ops():
-        if info(op, "layerType") not in _NOT_COMPUTE:
-            seen[info(op, "runtimePrecision")] += 1
-    names = {**{hint: name for name, hint in _HINTS.items()}, "i8": "int8", "u8": "int8"}
+        if runtime_info(op, "layerType") not in _NOT_COMPUTE:
+            seen[runtime_info(op, "runtimePrecision")] += 1
     counts: Counter[str] = Counter()
     for key, count in seen.items():
-        counts[names.get(key, "")] += count
+        counts[DTYPES.get(key, "")] += count
     return {name: count for name, count in counts.most_common() if name}

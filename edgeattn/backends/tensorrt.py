@@ -27,6 +27,6 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     return builder.build(lib.TENSORRT, graph, config)
 
 
-def load(engine: Engine) -> Session:
+def load(engine: Engine, profiling: bool = False) -> Session:
     """Open an engine; see `edgeattn.backends.trt.session.load`."""
-    return session.load(lib.TENSORRT, engine)
+    return session.load(lib.TENSORRT, engine, profiling)

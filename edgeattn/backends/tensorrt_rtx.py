@@ -27,6 +27,6 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     return builder.build(lib.RTX, graph, config)
 
 
-def load(engine: Engine) -> Session:
+def load(engine: Engine, profiling: bool = False) -> Session:
     """Open an engine; see `edgeattn.backends.trt.session.load`."""
-    return session.load(lib.RTX, engine)
+    return session.load(lib.RTX, engine, profiling)

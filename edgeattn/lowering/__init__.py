@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgeattn.errors import UsageError
+from edgeattn.fuse import Names
 from edgeattn.graph import Graph
 from edgeattn.lowering import onnxruntime, openvino, tensorrt
 from edgeattn.lowering.body import BODY, Plan, settle_constants
@@ -86,6 +87,16 @@ def to_backend(graph: Graph, backend: str, chosen: Mapping[str, str] | None = No
     for node in edited.model.graph:
         if node.domain == DOMAIN:
             node.overload = ""
+    _name_bodies(edited.model.graph)
     settle_constants(edited.model)
     common.RemoveUnusedOpsetsPass()(edited.model)
     return edited
+
+
+def _name_bodies(graph: ir.Graph) -> None:
+    """Name the nodes of expanded attentions after them, so that a profile of whatever backend shows whose they are."""
+    names = Names(node.name for node in graph)
+    for node in graph:
+        attention = node.metadata_props.get(ATTENTION)
+        if attention and node.domain != DOMAIN and node.name != attention:
+            node.name = names.free(f"{attention}/{node.op_type}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from edgeattn import files
 from edgeattn.backends import BACKENDS, backend_named
-from edgeattn.backends.amx import avoid_broken_amx
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import BuildReport, build_engine, rebuild_command
 from edgeattn.calibrate import calibrate
@@ -108,7 +107,6 @@ class _Search:
         self.ranges: Ranges | None = None
         self.judge: Judge | None = None
         if budget:
-            avoid_broken_amx()  # before any backend is imported for float32
             self.calibrating, judging = budget.halves()
             self.judge = Judge(reference_from_graph(graph), judging, budget)
 

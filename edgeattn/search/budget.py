@@ -111,6 +111,7 @@ class Judge:
             task=self.budget.task,
             max_drop=drops,
             latency=False,
+            resamples=0,
         )
         near = {
             "cosine": min((output.cosine for output in report.outputs), default=1.0),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeattn.backends import BACKENDS, backend_named, choose_backend, open_session
+from edgeattn.backends.amx import ISA_VARIABLE
 from edgeattn.backends.base import Backend, BuildConfig, Session
 from edgeattn.engine import Engine, Precision, write_engine
 from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
-from edgeattn.graph import Graph
+from edgeattn.graph import Graph, save_graph
 from edgeattn.precision.fp16 import lower
 from edgeattn.tensors import TensorSpec, random_feeds, resolve_profile
 from edgeattn.tolerance import tolerance_for
@@ -192,15 +196,29 @@ def test_a_backend_asked_for_by_name_that_is_missing_lists_every_reason(monkeypa
         choose_backend("openvino")
 
 
-def test_bfloat16_after_another_precision_is_refused_where_amx_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    openvino = backend_named("openvino")
-    if reasons := openvino.missing():
+def test_openvino_engines_of_all_precisions_load_beside_each_other_in_a_new_process(tmp_path: Path) -> None:
+    if reasons := backend_named("openvino").missing():
         pytest.skip("; ".join(reasons))
-    # oneDNN reads its settings once, so what would protect bfloat16 comes too late: the process would die.
-    monkeypatch.setattr(openvino, "avoid_broken_amx", lambda: "computing without AMX")
-    monkeypatch.setattr(openvino, "_cores", [("float32", "")])
-    with pytest.raises(UnsupportedError, match="ONEDNN_MAX_CPU_ISA"):
-        openvino.build(self_attention().graph, BuildConfig(precision="bfloat16"))
+
+    def in_a_new_process(script: str, *words: str) -> None:  # oneDNN reads but once what it may not use
+        environment = {name: value for name, value in os.environ.items() if name != ISA_VARIABLE}
+        subprocess.run([sys.executable, "-c", script, *words], check=True, env=environment)
+
+    save_graph(self_attention(batch=1).graph, tmp_path / "m.onnx")
+    building = (
+        "import sys; from edgeattn.backends.base import BuildConfig; from edgeattn.build import build_engine\n"
+        "build_engine(*sys.argv[1:3], BuildConfig(precision=sys.argv[3]), 'openvino')"
+    )
+    engines = {precision: str(tmp_path / f"{precision}.engine") for precision in ("float32", "bfloat16")}
+    for precision, engine in engines.items():
+        in_a_new_process(building, str(tmp_path / "m.onnx"), engine, precision)
+    loading = (
+        "import sys; from edgeattn.backends import open_session; from edgeattn.tensors import random_feeds\n"
+        "for path in sys.argv[1:]:\n"
+        "    session = open_session(path)\n"
+        "    session.run(random_feeds(session.inputs, {'x': (1, 7, 8)}, 0))"
+    )
+    in_a_new_process(loading, *engines.values(), engines["float32"])
 
 
 def test_an_input_that_nothing_reads_is_taken_and_ignored(backend: Backend) -> None:

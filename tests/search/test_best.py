@@ -31,7 +31,7 @@ CPU_BACKENDS = ("openvino", "onnxruntime")
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(timing, "ROUNDS", 5)
     monkeypatch.setattr(timing, "ROUND_S", 0.0)
-    monkeypatch.setattr(profile, "TURN_S", 0.0)
+    monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
     save_graph(self_attention().graph, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
@@ -50,8 +50,8 @@ def slowed(monkeypatch: pytest.MonkeyPatch, backend: str, delay_s: Callable[[Eng
     module = backend_named(backend)
     load = module.load
 
-    def slow(engine: Engine) -> Session:
-        session = load(engine)
+    def slow(engine: Engine, profiling: bool = False) -> Session:
+        session = load(engine, profiling)
         infer, wait = session.infer, delay_s(engine)
 
         def late(feeds: dict[str, Array]) -> dict[str, Array]:
@@ -142,7 +142,7 @@ def test_where_every_candidate_fails_the_old_engine_stays(model: Path, monkeypat
 
 
 def test_an_engine_that_does_not_run_is_passed_over_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(engine: Engine) -> Session:
+    def broken(engine: Engine, profiling: bool = False) -> Session:
         raise InferenceError("out of memory")
 
     monkeypatch.setattr(backend_named("openvino"), "load", broken)

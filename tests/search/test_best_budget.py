@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def network() -> Graph:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(timing, "ROUNDS", 5)
     monkeypatch.setattr(timing, "ROUND_S", 0.0)
-    monkeypatch.setattr(profile, "TURN_S", 0.0)
+    monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
     save_graph(network(), tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
@@ -76,8 +77,8 @@ def slow_float(monkeypatch: pytest.MonkeyPatch, *slow: str) -> None:
     module = backend_named(BACKEND)
     load = module.load
 
-    def late(engine: Engine) -> Session:
-        session = load(engine)
+    def late(engine: Engine, profiling: bool = False) -> Session:
+        session = load(engine, profiling)
         nodes = onnx.load_from_string(engine.plan).graph.node
         floating = not any(node.op_type == "DequantizeLinear" for node in nodes)
         made = {name: node for node in nodes for name in node.output}
@@ -86,7 +87,7 @@ def slow_float(monkeypatch: pytest.MonkeyPatch, *slow: str) -> None:
         wait = 0.03 if floating else 0.008 * len(lowered & set(slow))
 
         def infer(feeds: dict[str, Array]) -> dict[str, Array]:
-            profile.time.sleep(wait)
+            time.sleep(wait)
             return session.infer(feeds)
 
         return dataclasses.replace(session, infer=infer)

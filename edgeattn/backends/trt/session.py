@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import json
 import re
 import threading
 from collections import Counter
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.backends.base import Session
+from edgeattn.backends.base import LayerTimes, Session
 from edgeattn.backends.trt import library as lib
-from edgeattn.backends.trt import registry
+from edgeattn.backends.trt import profile, registry
 from edgeattn.backends.trt.builder import AMPERE_PLUS
 from edgeattn.backends.trt.device import gpus
 from edgeattn.backends.trt.network import DTYPES
@@ -31,20 +30,13 @@ from edgeattn.tensors import TensorSpec, numpy_dtype
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Shape
 
-_TYPE_WORDS = (
-    ("bfloat16", r"BF16|BFloat16"),
-    ("float16", r"FP16|Half"),
-    ("float8_e4m3fn", r"FP8"),
-    ("float32", r"FP32|Float"),
-    ("int8", r"INT8|Int8"),
-)
 
-
-def load(flavour: lib.Flavour, engine: Engine) -> Session:
+def load(flavour: lib.Flavour, engine: Engine, profiling: bool = False) -> Session:
     """Open an engine, once version, platform and GPU are known to be those it was built for.
 
-    `details` of the session holds two functions: `timings`, the milliseconds of the last run (`h2d`, `compute`,
-    `d2h`), and `compute`, the layers of the built engine by the dtype they write, as TensorRT's inspector has them.
+    `details` of the session holds three functions: `timings`, the milliseconds of the last run (`h2d`, `compute`,
+    `d2h`), `memory`, the GPU's bytes beyond the weights, and `compute`, the layers of the built engine by the dtype
+    they write, as TensorRT's inspector has them.
 
     Raises:
         EngineMismatchError: it was built for something else.
@@ -61,7 +53,7 @@ def load(flavour: lib.Flavour, engine: Engine) -> Session:
     import pycuda.driver as cuda
 
     try:
-        execution = Execution(library, engine)
+        execution = Execution(library, engine, profiling)
     except cuda.Error as err:
         raise InferenceError(f"the GPU refused the engine: {one_line(err)}") from err
     return Session(
@@ -71,7 +63,8 @@ def load(flavour: lib.Flavour, engine: Engine) -> Session:
         execution.infer,
         execution.close,
         device=f"{gpu.name} ({gpu.compute_capability})",
-        details={"timings": execution.timings, "compute": execution.compute},
+        details={"timings": execution.timings, "compute": execution.compute, "memory": execution.memory},
+        layers=execution.layers if profiling else None,
     )
 
 
@@ -98,7 +91,7 @@ def require_fit(library: lib.Library, sidecar: Sidecar, compute_capability: str)
 class Execution:
     """A deserialised plan with its context, stream and buffers. Buffers are sized for the largest shapes, once."""
 
-    def __init__(self, library: lib.Library, engine: Engine) -> None:
+    def __init__(self, library: lib.Library, engine: Engine, profiling: bool) -> None:
         import pycuda.driver as cuda
 
         self._cuda, self._trt = cuda, library.trt
@@ -112,12 +105,13 @@ class Execution:
         with self._current(), lib.messages() as heard:
             self._engine = _deserialise(library, engine, heard)
             _check_ports(self._engine, self._specs)
-            self._context = _context(library, self._engine, engine.sidecar)
+            self._context = _context(library, self._engine, engine.sidecar, profiling)
             if not self._context:
                 raise InferenceError(f"{library} has no context for the engine: {lib.errors_in(heard)}")
             self._stream = cuda.Stream()
             self._events = [cuda.Event() for _ in range(4)]
             self._allocate(engine.sidecar)
+            self._timer = profile.attach(self._trt, self._context) if profiling else profile.LayerTimer()
 
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Copy in, run, copy out, on a stream of its own; returns arrays that the caller owns."""
@@ -137,6 +131,18 @@ class Execution:
         """The layers of the built engine, by the dtype they write."""
         inspector = self._engine.create_engine_inspector()
         return dtypes_of_layers(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def memory(self) -> int:
+        """Bytes of the GPU beyond the weights: TensorRT's scratch memory, and the inputs and outputs."""
+        key = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
+        return int(getattr(self._engine, key)) + sum(array.nbytes for array in self._host.values())
+
+    def layers(self) -> LayerTimes:
+        """The times of the layers since the last call; their shapes are those of the last run."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        known = profile.layers_of(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        return self._timer.take(known)
 
     def close(self) -> None:
         """Free everything, the context before its engine."""
@@ -231,13 +237,13 @@ def _deserialise(library: lib.Library, engine: Engine, heard: list[tuple[bool, s
     return found
 
 
-def _context(library: lib.Library, engine: Any, sidecar: Sidecar) -> Any:
+def _context(library: lib.Library, engine: Any, sidecar: Sidecar, profiling: bool) -> Any:
     """An execution context; TensorRT-RTX captures a CUDA graph by itself where every shape is fixed.
 
-    pycuda offers no stream capture, so TensorRT proper runs without a graph.
+    pycuda offers no stream capture, so TensorRT proper runs without a graph. In a graph, no layer is timed.
     """
     static = all(spread.is_static for spread in sidecar.profile.values())
-    if not (static and library.can.cuda_graphs):
+    if profiling or not (static and library.can.cuda_graphs):
         return engine.create_execution_context()
     runtime_config = engine.create_runtime_config()
     runtime_config.cuda_graph_strategy = library.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -260,18 +266,7 @@ def _bytes(spec: TensorSpec, sidecar: Sidecar) -> int:
 def dtypes_of_layers(information: str) -> dict[str, int]:
     """Count the layers in the JSON of TensorRT's engine inspector by the dtype of their first output.
 
-    TensorRT 10 says `"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"`, TensorRT 11 splits it
-    into `"Format"` and `"DataType": "Half"`. Other text, and an
-    engine built without details, has no dtypes.
+    Other text, and an engine built without details, has no dtypes.
     """
-    seen: Counter[str] = Counter()
-    try:
-        layers = json.loads(information).get("Layers", [])
-    except (ValueError, AttributeError):
-        layers = []
-    for layer in layers:
-        outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
-        if outputs:
-            words = str(outputs[0].get("DataType") or outputs[0].get("Format/Datatype", ""))
-            seen.update([name for name, pattern in _TYPE_WORDS if re.search(rf"\b({pattern})\b", words)][:1])
+    seen = Counter(layer.precision for layer in profile.layers_of(information) if layer.precision)
     return dict(seen.most_common())
