@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeattn.engine import Sidecar
 from edgeattn.errors import InputError, UsageError, one_line
-from edgeattn.graph import Graph
+from edgeattn.graph import Graph, load_graph
 from edgeattn.images import Recipe, leftover
 from edgeattn.ops.base import Tape
 from edgeattn.tensors import check_feeds
@@ -122,3 +124,21 @@ def feeding_recipe(about: Mapping[str, Any], recipe: Recipe | None) -> Recipe | 
             "the recipe is not the one that is folded into the graph: leave it out, or build again with it"
         )
     return leftover(own)
+
+
+def built_from(engine: str | Path, sidecar: Sidecar) -> Graph:
+    """The graph that an engine was built from, its preprocessing folded in; the file may have moved along with it.
+
+    Raises:
+        InputError: the file is gone, or has changed since.
+    """
+    path = Path(str(sidecar.graph.get("path") or ""))
+    places = [place for place in (path, Path(engine).parent / path.name) if path.name and place.is_file()]
+    if not places:
+        raise InputError(f"{engine} was built from {path if path.name else 'a graph in memory'}, which is gone")
+    recipe = folded_recipe(sidecar.graph)
+    for place in places:
+        graph = fold_preprocess(load_graph(place), recipe) if recipe else load_graph(place)
+        if graph.sha256 == sidecar.graph.get("sha256"):
+            return graph
+    raise InputError(f"{places[0]} has changed since {engine} was built from it; build it again")

@@ -19,13 +19,17 @@ Label: TypeAlias = int | NDArray[Any]
 
 
 class Metric(Protocol):
-    """The figures of merit of one task, summed over batches as they come.
+    """The figures of merit of one task, on samples as they come.
 
-    `NAMES` are the keys of its result, all fractions, `NEEDS` what it takes, in words.
+    `NAMES` are the keys of its result, all fractions, `NEEDS` what it takes, in words, and `BY_CLASS` what it tells of
+    each class, empty for nothing. What it keeps of each of its `samples` is enough to weigh them anew.
     """
 
     NAMES: ClassVar[tuple[str, ...]]
     NEEDS: ClassVar[str]
+    BY_CLASS: ClassVar[str] = ""
+
+    samples: int
 
     @staticmethod
     def fits(label: Label, output: Array) -> bool:
@@ -42,8 +46,39 @@ class Metric(Protocol):
             InputError: a label and its output do not belong together.
         """
 
+    def resampled(self, weights: Array) -> dict[str, Array]:
+        """The figures by name on many resamples at once (R,), nan where one has no meaning there.
+
+        Args:
+            weights: how often each resample holds each sample (R, samples), floats.
+        """
+
     def result(self) -> dict[str, float]:
         """The figures by name, as fractions; those that have no meaning on what was counted are left out."""
+        figures = self.resampled(np.ones((1, self.samples)))
+        return {name: float(values[0]) for name, values in figures.items() if np.isfinite(values[0])}
+
+    def by_class(self) -> dict[int, float]:
+        """The figure of `BY_CLASS` of each class that has one."""
+        return {}
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Precision over recall, as (recall, precision) with rising recall; empty where the task has none."""
+        return []
+
+
+def mean_where(values: Array, there: Array) -> Array:
+    """The mean over the last axis of the values that are there; nan of none."""
+    count = there.sum(-1)
+    total = np.where(there, values, 0.0).sum(-1)
+    return ratio(total, count)
+
+
+def ratio(part: Array, whole: Array) -> Array:
+    """`part / whole`, and nan of nothing."""
+    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), whole)
+    found: Array = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return found
 
 
 def is_mask(label: Label) -> bool:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeattn.errors import InputError
-from edgeattn.metrics.base import Label
+from edgeattn.metrics.base import Label, Metric, ratio
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 
 @dataclass
-class Classification:
+class Classification(Metric):
     """top-k = share of samples whose class is among their k highest scores, for k = 1 and, beyond 5 classes, 5.
 
     Of equal scores the lower class comes first, as `argmax` has it.
@@ -24,10 +24,12 @@ class Classification:
 
     NAMES: ClassVar[tuple[str, ...]] = ("top1", "top5")
     NEEDS: ClassVar[str] = "labels that are classes, and an output of scores (N, classes)"
+    BY_CLASS: ClassVar[str] = "top1"
 
     samples: int = 0
     classes: int = 0
-    hits: dict[int, int] = field(default_factory=lambda: {1: 0, 5: 0})
+    labels: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)  # how many scores come before the label's
 
     @staticmethod
     def fits(label: Label, output: Array) -> bool:
@@ -46,12 +48,17 @@ class Classification:
             if not isinstance(label, int) or not 0 <= label < self.classes:
                 said = label if isinstance(label, int) else "no class"
                 raise InputError(f"label {said}, but the model has {self.classes} classes (from 0)")
+            self.labels.append(label)
         order = np.argsort(-outputs.astype(np.float64), axis=1, kind="stable")
-        found = order == np.asarray(labels)[:, None]
+        self.ranks += (order == np.asarray(labels)[:, None]).argmax(1).tolist()
         self.samples += len(labels)
-        for k in self.hits:
-            self.hits[k] += int(found[:, :k].sum())
 
-    def result(self) -> dict[str, float]:
+    def resampled(self, weights: Array) -> dict[str, Array]:
         """`top1`, and `top5` where there are more classes than that."""
-        return {f"top{k}": hits / self.samples for k, hits in self.hits.items() if self.samples and k < self.classes}
+        ranks = np.asarray(self.ranks, int)
+        return {f"top{k}": ratio(weights @ (ranks < k), weights.sum(1)) for k in (1, 5) if k < self.classes}
+
+    def by_class(self) -> dict[int, float]:
+        """The share of each class's samples that are called by it."""
+        ranks, labels = np.asarray(self.ranks, int), np.asarray(self.labels, int)
+        return {int(label): float((ranks[labels == label] == 0).mean()) for label in np.unique(labels)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeattn.errors import InputError
-from edgeattn.metrics.base import Label
+from edgeattn.metrics.base import Label, Metric, mean_where, ratio
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
@@ -21,7 +21,47 @@ ANY_MATCH = 1 - 1e-10  # COCO's: rounding must not keep a perfect box from match
 
 
 @dataclass
-class Detection:
+class _OfClass:
+    """What is kept of one class: how many boxes each image has, and of all detections the image, the score and matches.
+
+    `right` and `ignored` are (thresholds, detections): which took a box, and which of them only a crowd.
+    """
+
+    boxes: dict[int, int] = field(default_factory=dict)
+    images: list[Array] = field(default_factory=list)
+    scores: list[Array] = field(default_factory=list)
+    right: list[Array] = field(default_factory=list)
+    ignored: list[Array] = field(default_factory=list)
+
+    def ranked(self) -> tuple[Array, Array, Array]:
+        """Image, and `right` and `ignored`, of the detections in the order of their scores."""
+        order = np.argsort(-np.concatenate(self.scores), kind="stable")
+        right, ignored = (np.concatenate(kept, 1)[:, order] for kept in (self.right, self.ignored))
+        return np.concatenate(self.images)[order], right, ignored
+
+    def average_precision(self, weights: Array) -> Array:
+        """On each resample at each threshold (R, thresholds); nan where a resample has no box.
+
+        Precision is read where a detection takes a box: there alone recall rises, and a sample that comes several
+        times only makes the step larger.
+        """
+        boxes = weights[:, list(self.boxes)] @ np.array(list(self.boxes.values()), float)
+        images, right, ignored = self.ranked()
+        times = weights[:, images]
+        all_seen = times.cumsum(1)
+        found = np.full((len(weights), len(THRESHOLDS)), np.nan)
+        for index, (hit, none) in enumerate(zip(right & ~ignored, ignored, strict=True)):
+            hits = times[:, hit].cumsum(1)
+            seen = np.where(none, 0.0, times).cumsum(1) if none.any() else all_seen
+            precision = np.maximum.accumulate((hits / np.maximum(seen[:, hit], 1))[:, ::-1], 1)[:, ::-1]
+            reached = np.searchsorted(RECALLS, ratio(hits, boxes[:, None]), side="right")
+            found[:, index] = (np.diff(reached, prepend=0) * precision).sum(1) / len(RECALLS)
+        found[boxes == 0] = np.nan
+        return found
+
+
+@dataclass
+class Detection(Metric):
     """mAP at IoU 0.5, and its mean over IoU 0.50, 0.55 .. 0.95.
 
     In each image and class, the 100 best detections take, best first, the free box of the highest IoU. Over all
@@ -39,10 +79,10 @@ class Detection:
         "labels that are boxes (K, 5), and an output of detections (N, K, 6: x1, y1, x2, y2, score, class)"
     )
 
-    boxes: dict[float, int] = field(default_factory=dict)  # by class
-    scores: dict[float, list[Array]] = field(default_factory=dict)
-    right: dict[float, list[Array]] = field(default_factory=dict)  # (thresholds, detections)
-    ignored: dict[float, list[Array]] = field(default_factory=dict)
+    BY_CLASS: ClassVar[str] = "AP50"
+
+    samples: int = 0
+    classes: dict[float, _OfClass] = field(default_factory=dict)
 
     @staticmethod
     def fits(label: Label, output: Array) -> bool:
@@ -53,47 +93,62 @@ class Detection:
     @staticmethod
     def answers(outputs: Array) -> Sequence[Label]:
         """The detections as boxes."""
-        return [_detected(rows)[:, [0, 1, 2, 3, 5]] for rows in outputs]
+        return [detected(rows)[:, [0, 1, 2, 3, 5]] for rows in outputs]
 
     def add(self, outputs: Array, labels: Sequence[Label]) -> None:
         """Count a batch of detections (N, K, 6) and N arrays of boxes (K, 5)."""
         for rows, boxes in zip(outputs, labels, strict=True):
             if not isinstance(boxes, np.ndarray) or boxes.shape[1:] != (5,):
                 raise InputError(f"the label holds no boxes; detection needs {self.NEEDS}")
-            found, true = _detected(rows), boxes.astype(np.float64)
+            found, true = detected(rows), boxes.astype(np.float64)
             crowd = true[:, 4] < 0
             home = np.where(crowd, -1 - true[:, 4], true[:, 4])
             for number in map(float, np.unique([*found[:, 5], *home])):
                 of_class = home == number
                 self._count(number, found[found[:, 5] == number], true[of_class, :4], crowd[of_class])
+            self.samples += 1
 
     def _count(self, number: float, found: Array, true: Array, crowd: Array) -> None:
         found = found[np.argsort(-found[:, 4], kind="stable")[:MOST]]
         right, ignored = _match(overlaps(found[:, :4], true, crowd), crowd)
-        self.boxes[number] = self.boxes.get(number, 0) + int((~crowd).sum())
-        for kept, new in ((self.scores, found[:, 4]), (self.right, right), (self.ignored, ignored)):
-            kept.setdefault(number, []).append(new)
+        kept = self.classes.setdefault(number, _OfClass())
+        if count := int((~crowd).sum()):
+            kept.boxes[self.samples] = count
+        kept.images.append(np.full(len(found), self.samples))
+        kept.scores.append(found[:, 4])
+        kept.right.append(right)
+        kept.ignored.append(ignored)
 
-    def result(self) -> dict[str, float]:
+    def resampled(self, weights: Array) -> dict[str, Array]:
         """`map50` and `map`."""
-        precisions = np.array([self._average_precision(number) for number, count in self.boxes.items() if count])
-        if not precisions.size:
+        each = [kept.average_precision(weights) for kept in self.classes.values() if kept.boxes]
+        if not each:
             return {}
-        return {"map50": float(precisions[:, 0].mean()), "map": float(precisions.mean())}
+        precisions = np.stack(each, -1)
+        means = mean_where(precisions, np.isfinite(precisions))
+        return {"map50": means[:, 0], "map": means.mean(1)}
 
-    def _average_precision(self, number: float) -> Array:
-        """Of one class, at each IoU threshold."""
-        order = np.argsort(-np.concatenate(self.scores[number]), kind="stable")
-        right, ignored = (np.concatenate(kept[number], 1)[:, order] for kept in (self.right, self.ignored))
-        hits = (right & ~ignored).cumsum(1)
-        misses = (~right & ~ignored).cumsum(1)
-        recall = hits / self.boxes[number]
-        precision = hits / np.maximum(hits + misses, 1)
-        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        # Where a recall is never reached, precision is 0.
-        padded = np.pad(precision, ((0, 0), (0, 1)))
-        at = [np.searchsorted(row, RECALLS, side="left") for row in recall]
-        return np.array([row[places].mean() for row, places in zip(padded, at, strict=True)])
+    def by_class(self) -> dict[int, float]:
+        """AP at IoU 0.5 of each class that has boxes."""
+        once = np.ones((1, self.samples))
+        return {
+            int(number): float(kept.average_precision(once)[0, 0])
+            for number, kept in sorted(self.classes.items())
+            if kept.boxes
+        }
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Precision at recall 0, 0.01 .. 1 and IoU 0.5, mean over the classes."""
+        rows = []
+        for kept in self.classes.values():
+            if kept.boxes:
+                _, right, ignored = kept.ranked()
+                hit = (right & ~ignored)[0]
+                hits, seen = hit.cumsum()[hit], (~ignored[0]).cumsum()[hit]
+                precision = np.maximum.accumulate((hits / seen)[::-1])[::-1]
+                places = np.searchsorted(hits / sum(kept.boxes.values()), RECALLS, side="left")
+                rows.append(np.append(precision, 0.0)[places])
+        return list(zip(RECALLS.tolist(), np.mean(rows, 0).tolist(), strict=True)) if rows else []
 
 
 def overlaps(found: Array, true: Array, crowd: Array) -> Array:
@@ -128,7 +183,7 @@ def _match(iou: Array, crowd: Array) -> tuple[Array, Array]:
     return right, ignored
 
 
-def _detected(rows: Array) -> Array:
+def detected(rows: Array) -> Array:
     """The rows (K, 6) that are detections, in float64."""
     found = rows[np.isfinite(rows.astype(np.float64)).all(1)].astype(np.float64)
     found[:, 5] = np.rint(found[:, 5])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeattn.errors import InputError
-from edgeattn.metrics.base import Label, check_size, is_map, is_mask, probability
+from edgeattn.metrics.base import Label, Metric, check_size, is_map, is_mask, probability, ratio
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
@@ -19,10 +19,12 @@ ALPHA = 0.5
 LEVELS = 256
 TINY = float(np.finfo(np.float64).eps)
 _OBJECT = (1, 255)
+_KEPT = 7  # numbers kept of an image, before its F at every threshold
+_OF_ALL = (2, 3)  # of these, the means over images without an object too
 
 
 @dataclass
-class Saliency:
+class Saliency(Metric):
     """F-beta, precision, recall, S-measure and mean absolute error, means over images, on probabilities (N, 1, H, W).
 
     With P and R the precision and recall of the pixels at or above a threshold, and beta^2 = 0.3,
@@ -42,12 +44,10 @@ class Saliency:
     NAMES: ClassVar[tuple[str, ...]] = ("fbeta", "fbeta_adaptive", "precision", "recall", "smeasure", "mae")
     NEEDS: ClassVar[str] = "labels that are masks (H, W) of 0 and 1, and an output of probabilities (N, 1, H, W)"
 
-    images: int = 0
-    with_object: int = 0
-    curve: Array = field(default_factory=lambda: np.zeros(LEVELS))  # sum of F at each threshold
-    adaptive: Array = field(default_factory=lambda: np.zeros(3))  # sums of F, precision, recall
-    structure: float = 0.0
-    error: float = 0.0
+    samples: int = 0
+    # Of each image: whether it counts and has an object, S and mean error, F, P and R at its own threshold, F at all.
+    images: list[Array] = field(default_factory=list)
+    curves: Array = field(default_factory=lambda: np.zeros((2, LEVELS)))  # sums of precision and recall
 
     @staticmethod
     def fits(label: Label, output: Array) -> bool:
@@ -68,32 +68,39 @@ class Saliency:
             counted, truth = mask >= 0, np.isin(mask, _OBJECT)
             if strange := mask[counted & ~truth & (mask != 0)].tolist():
                 raise InputError(f"the mask has class {strange[0]}; saliency knows 0, and 1 or 255 for the object")
-            if counted.any():
-                self._count(probability(output), truth, counted)
+            self.images.append(self._counted(probability(output), truth, counted))
+            self.samples += 1
 
-    def _count(self, values: Array, truth: Array, counted: Array) -> None:
-        self.images += 1
-        self.structure += s_measure(values, truth, counted)
+    def _counted(self, values: Array, truth: Array, counted: Array) -> Array:
+        """What is kept of an image."""
+        kept = np.zeros(_KEPT + LEVELS)
+        if not counted.any():
+            return kept
+        structure = s_measure(values, truth, counted)
         values, truth = values[counted], truth[counted]
-        self.error += float(np.abs(values - truth).mean())
+        kept[:4] = 1, truth.any(), structure, np.abs(values - truth).mean()
         if truth.any():
-            self.with_object += 1
-            self.curve += _f_beta(*_at_every_threshold(values, truth))
+            curves = _at_every_threshold(values, truth)
             chosen = values >= min(1.0, 2 * float(values.mean()))
             hits, picked = np.count_nonzero(chosen & truth), np.count_nonzero(chosen)
-            precision, recall = (hits / picked if picked else 0.0), hits / np.count_nonzero(truth)
-            self.adaptive += [float(_f_beta(np.float64(precision), np.float64(recall))), precision, recall]
+            precision, recall = np.float64(hits / picked if picked else 0.0), hits / np.count_nonzero(truth)
+            kept[4:_KEPT] = float(_f_beta(precision, np.float64(recall))), precision, recall
+            kept[_KEPT:] = _f_beta(*curves)
+            self.curves += curves
+        return kept
 
-    def result(self) -> dict[str, float]:
-        """All of `NAMES`; without any object only `smeasure` and `mae`."""
-        found: dict[str, float] = {}
-        if self.with_object:
-            f, precision, recall = (float(total / self.with_object) for total in self.adaptive)
-            best = float(self.curve.max() / self.with_object)
-            found = {"fbeta": best, "fbeta_adaptive": f, "precision": precision, "recall": recall}
-        if self.images:
-            found |= {"smeasure": self.structure / self.images, "mae": self.error / self.images}
-        return found
+    def resampled(self, weights: Array) -> dict[str, Array]:
+        """All of `NAMES`; without any object only `smeasure` and `mae` have a meaning."""
+        sums = weights @ np.reshape(self.images, (self.samples, _KEPT + LEVELS))
+        means = ratio(sums, np.where(np.isin(np.arange(sums.shape[1]), _OF_ALL), sums[:, :1], sums[:, 1:2]))
+        curve = means[:, _KEPT:].max(1)
+        return dict(zip(self.NAMES, (curve, *means[:, [4, 5, 6, 2, 3]].T), strict=True))
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Of the means over the images with an object, at the thresholds 255/255 .. 0/255."""
+        count = sum(image[1] for image in self.images)
+        precision, recall = self.curves[:, ::-1] / max(count, 1)
+        return list(zip(recall.tolist(), precision.tolist(), strict=True)) if count else []
 
 
 def _at_every_threshold(values: Array, truth: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Segmentation: how far two class maps overlap, from one confusion matrix over all pixels of all images."""
+"""Segmentation: how far two class maps overlap, class by class, over all pixels of all images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeattn.errors import InputError
-from edgeattn.metrics.base import Label, check_size, is_map, is_mask, probability
+from edgeattn.metrics.base import Label, Metric, check_size, is_map, is_mask, mean_where, probability, ratio
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
-MAX_CLASSES = 4096  # of an output that holds classes: its confusion matrix has the square of that
+MAX_CLASSES = 4096  # of an output that holds classes
 
 
 @dataclass
-class Segmentation:
+class Segmentation(Metric):
     """mIoU, Dice and pixel accuracy.
 
     With TP, FP and FN the pixels of a class over the whole data set, and the mean over the classes that are there, in
@@ -40,7 +40,11 @@ class Segmentation:
         "classes (N, H, W)"
     )
 
-    confusion: Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # [mask, answer]
+    BY_CLASS: ClassVar[str] = "IoU"
+
+    samples: int = 0
+    # Of each image: its classes, TP of each, and 2 TP + FP + FN of each.
+    images: list[tuple[Array, Array, Array]] = field(default_factory=list)
 
     @staticmethod
     def fits(label: Label, output: Array) -> bool:
@@ -52,7 +56,7 @@ class Segmentation:
     @staticmethod
     def answers(outputs: Array) -> Sequence[Label]:
         """The class map of each image."""
-        return [_class_map(output) for output in outputs]
+        return [class_map(output) for output in outputs]
 
     def add(self, outputs: Array, labels: Sequence[Label]) -> None:
         """Count a batch of outputs and as many masks (H, W)."""
@@ -60,7 +64,7 @@ class Segmentation:
             if not isinstance(mask, np.ndarray):
                 raise InputError(f"label {mask} is no mask; segmentation needs {self.NEEDS}")
             check_size(output, mask)
-            answer, counted = _class_map(output), mask >= 0
+            answer, counted = class_map(output), mask >= 0
             classes = max(2, len(output)) if output.ndim == 3 else MAX_CLASSES
             if (highest := int(mask.max(initial=0))) >= classes:
                 raise InputError(
@@ -70,27 +74,40 @@ class Segmentation:
             self._count(mask[counted], np.clip(answer, 0, classes - 1)[counted])
 
     def _count(self, mask: Array, answer: Array) -> None:
-        highest = int(max(mask.max(initial=0), answer.max(initial=0)))
-        self.confusion = np.pad(self.confusion, (0, max(0, highest + 1 - len(self.confusion))))
-        size = len(self.confusion)
-        pairs = mask.astype(np.int64) * size + answer.astype(np.int64)
-        self.confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
+        size = int(max(mask.max(initial=0), answer.max(initial=0))) + 1
+        right = np.bincount(mask[mask == answer], minlength=size)
+        both = np.bincount(mask, minlength=size) + np.bincount(answer, minlength=size)
+        classes = np.flatnonzero(both)
+        self.images.append((classes, right[classes], both[classes]))
+        self.samples += 1
 
-    def result(self) -> dict[str, float]:
+    def _tables(self) -> tuple[Array, Array, Array]:
+        """The classes that are anywhere (C,), and by image TP and 2 TP + FP + FN of each (images, C)."""
+        classes = np.unique(np.concatenate([np.zeros(0, int), *(own for own, _, _ in self.images)]))
+        right, both = np.zeros((2, len(self.images), len(classes)))
+        for row, (own, hits, all_of) in enumerate(self.images):
+            places = np.searchsorted(classes, own)
+            right[row, places], both[row, places] = hits, all_of
+        return classes, right, both
+
+    def resampled(self, weights: Array) -> dict[str, Array]:
         """`miou`, `dice` and `pixel_accuracy`."""
-        right = self.confusion.diagonal().astype(np.float64)
-        both = (self.confusion.sum(0) + self.confusion.sum(1)).astype(np.float64)  # 2 TP + FP + FN
-        right, both = right[both > 0], both[both > 0]
-        if not both.size:
-            return {}
+        _, right, both = self._tables()
+        right, both = weights @ right, weights @ both
         return {
-            "miou": float((right / (both - right)).mean()),
-            "dice": float((2 * right / both).mean()),
-            "pixel_accuracy": float(2 * right.sum() / both.sum()),
+            "miou": mean_where(ratio(right, both - right), both > 0),
+            "dice": mean_where(ratio(2 * right, both), both > 0),
+            "pixel_accuracy": ratio(2 * right.sum(1), both.sum(1)),
         }
 
+    def by_class(self) -> dict[int, float]:
+        """TP / (TP + FP + FN) of each class."""
+        classes, right, both = self._tables()
+        overlaps = ratio(right.sum(0), both.sum(0) - right.sum(0))
+        return {int(name): float(overlap) for name, overlap in zip(classes, overlaps, strict=True)}
 
-def _class_map(output: Array) -> Array:
+
+def class_map(output: Array) -> Array:
     """Classes (H, W) from scores (C, H, W), a probability (1, H, W), or classes."""
     if output.ndim == 2:
         return output

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgeattn.errors import InputError, UsageError
 from edgeattn.metrics import TASKS, Label, Metric, find_task, task_named, task_with
-from edgeattn.parity.report import MetricParity
+from edgeattn.parity.bootstrap import intervals
+from edgeattn.parity.findings import ClassParity, MetricParity
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
@@ -75,8 +76,13 @@ class TaskParity:
         metric = task_named(self.task)
         self.sides = metric(), metric(), metric()
 
-    def result(self) -> tuple[MetricParity, ...]:
-        """The metrics, each with its bound.
+    @property
+    def found(self) -> tuple[str, int] | None:
+        """The task and the index of its output, if labels tell."""
+        return (self.task, self.output) if self.sides else None
+
+    def result(self, resamples: int = 0) -> tuple[MetricParity, ...]:
+        """The metrics, each with its bound, and with intervals from so many resamples.
 
         Raises:
             UsageError: a metric with a bound was not measured.
@@ -86,6 +92,7 @@ class TaskParity:
             if metric not in reference:
                 needs = task_named(task_with(metric)).NEEDS
                 raise UsageError(f"a {metric} drop cannot be judged: it needs {needs}")
+        ranges = intervals(*self.sides[:2], resamples) if self.sides and resamples else {}
         return tuple(
             MetricParity(
                 name,
@@ -94,9 +101,24 @@ class TaskParity:
                 agreement.get(name),
                 self.samples,
                 self.max_drop.get(name),
+                ranges.get(name, {}),
             )
             for name, value in reference.items()
         )
+
+    def classes(self) -> tuple[ClassParity, ...]:
+        """What the task tells of each class, on both sides."""
+        if self.sides is None:
+            return ()
+        theirs, ours = (side.by_class() for side in self.sides[:2])
+        named = self.sides[0].BY_CLASS
+        numbers = sorted({*theirs, *ours})
+        return tuple(ClassParity(number, named, theirs.get(number), ours.get(number)) for number in numbers)
+
+    def curves(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Precision over recall of both sides, where the task has it."""
+        sides = zip(("reference", "engine"), self.sides or (), strict=False)
+        return {name: tuple(points) for name, side in sides if (points := side.curve())}
 
 
 def _form(output: Array, task: str) -> tuple[int, ...]:

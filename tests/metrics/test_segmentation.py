@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 from edgeattn.errors import InputError
 from edgeattn.metrics.segmentation import Segmentation
@@ -41,9 +41,6 @@ def test_overlaps_are_scikit_learns_without_the_ignored_pixels(
         },
         rel=1e-12,
     )
-    size = len(metric.confusion)
-    if size > 1:
-        assert np.array_equal(metric.confusion, confusion_matrix(truth, answer, labels=range(size)))
 
 
 def test_overlaps_worked_by_hand() -> None:

@@ -260,6 +260,7 @@ def test_another_size_than_the_data_gets_random_input_and_says_so() -> None:
         report = check_parity(session, reference_from_graph(case.graph), batched(x, 2), "float32", latency=False)
     assert {str(shape): shape.data for shape in report.shapes} == {
         "x 1x3x8": "random, seed 0", "x 2x7x8": "real", "x 4x9x8": "random, seed 0", "x 1x7x8": "real",
+        "x 4x7x8": "real",
     }  # fmt: skip
 
 
@@ -283,14 +284,17 @@ def test_top1_is_counted_on_both_sides_and_a_drop_beyond_the_limit_fails() -> No
         strict = check_parity(session, reference, [batch], "float16", latency=False, max_drop={"top1": 0.2})
     assert loose.passed
     assert loose.compared["task"] == "classification"
-    assert loose.to_json()["metrics"] == {
-        "top1": {
-            "reference": 0.75, "engine": 0.5, "agreement": 0.75, "samples": 4, "max_drop": None, "drop": 0.25,
-        }
+    found = loose.to_json()["metrics"]["top1"]
+    interval = found.pop("confidence_interval")
+    assert found == {
+        "reference": 0.75, "engine": 0.5, "agreement": 0.75, "samples": 4, "max_drop": None, "drop": 0.25,
+        "standing": "",
     }  # fmt: skip
+    assert interval["drop"][0] <= 0.25 <= interval["drop"][1]
     assert strict.reasons == ("top1 drops by 25.00 %, at most 20.00 % is allowed",)
     assert "top1 drops by 25.00 %" in strict.to_html()
-    assert "top1      75.00 %  50.00 %  25.00 %  75.00 %         4" in str(strict)
+    assert "top1      75.00 %  50.00 %  25.00 %    0.00 .. 75.00 %  75.00 %         4" in str(strict)
+    assert "top1: beyond the bound, but 4 samples cannot tell 25.00 % from 0.00 %" in str(strict)
     assert [case.get("name") for case in ElementTree.fromstring(strict.to_junit()).findall(".//failure/..")] == [
         "metric top1"
     ]
@@ -398,6 +402,13 @@ def test_files_are_compared_and_the_report_says_which(files: Path) -> None:
 def test_a_file_with_another_model_fails(files: Path) -> None:
     report = compare_files(files / "m.engine", f"{files / 'm.py'}:make", data=files / "data", latency=False)
     assert not report.passed
+    assert {found.name for found in report.worst} == {f"{index}.npz" for index in range(5)}
+
+
+def test_a_limit_takes_samples_from_all_over_the_folder(files: Path) -> None:
+    against = f"{files / 'm.py'}:make"
+    report = compare_files(files / "m.engine", against, data=files / "data", limit=2, latency=False)
+    assert {found.name for found in report.worst} == {"0.npz", "3.npz"}  # of six files
 
 
 def test_empty_data_is_refused() -> None:
@@ -416,7 +427,7 @@ def test_the_report_has_every_form_and_its_keys_stay(monkeypatch: pytest.MonkeyP
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert list(plain) == [
         "passed", "reasons", "precision", "samples", "outputs", "shapes", "metrics", "latency", "compared",
-        "environment",
+        "environment", "classes", "precision_recall", "agreement_matrix", "worst_samples", "rebuilds", "attention_maps",
     ]  # fmt: skip
     assert plain["passed"] is True
     assert set(plain["latency"]) == {"batch_1", "batch_2"}
@@ -426,7 +437,7 @@ def test_the_report_has_every_form_and_its_keys_stay(monkeypatch: pytest.MonkeyP
     page = report.to_html()
     assert "&lt;b&gt;m.engine&lt;/b&gt;" in page
     assert "<b>" not in page
-    assert page.count("<svg") == 2
+    assert page.count('role="img"') == 2
     cases = [case.get("name") for case in ElementTree.fromstring(report.to_junit()).iter("testcase")]
     assert cases == ["output y", "shape x 1x7x8", "shape x 2x7x8"]
     assert str(report).splitlines()[-1] == "PASSED: float16 within tolerance on random input at 2 shapes"

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from onnx import helper
 from PIL import Image
@@ -180,14 +182,25 @@ def test_every_task_goes_from_files_to_a_gated_report(
         save_graph(graph, name)
     assert main(["build", "wrong.onnx", "--backend", "onnxruntime", "-q"]) == 0
     words = ["parity", "wrong.engine", "--against", "right.onnx", "--data", str(scenes), "--no-latency", "--json"]
-    assert main([*words, "r.json", "--html", "r.html", "--junit", "r.xml", "--max-drop", f"{metric}=1%"]) == 3
+    written = ["--html", "r.html", "--junit", "r.xml", "--markdown", "r.md", "--pictures", "2"]
+    assert main([*words, "r.json", *written, "--max-drop", f"{metric}=1%"]) == 3
     report = json.loads(Path("r.json").read_text())
     found = report["metrics"][metric]
     assert report["compared"]["task"] == task
-    assert set(found) == {"reference", "engine", "agreement", "samples", "max_drop", "drop"}
+    assert set(found) == {
+        "reference", "engine", "agreement", "samples", "max_drop", "drop", "confidence_interval", "standing",
+    }  # fmt: skip
     assert found["samples"] == 3
     assert (found["reference"], found["engine"]) == pytest.approx(expected, abs=1e-6)
     fails = any(reason.startswith(metric) for reason in report["reasons"])
     assert fails == (expected[0] != expected[1])
-    assert metric in Path("r.html").read_text()
+    schema = json.loads((files("edgeattn.reports") / "schemas" / "parity.json").read_text())
+    assert [error.message for error in Draft202012Validator(schema).iter_errors(report)] == []
+    assert 1 <= len(report["worst_samples"]) <= 3
+    page = Path("r.html").read_text()
+    assert page.count("data:image/") == 4 * len(report["worst_samples"])
+    assert bool(report["precision_recall"]) == (task != "segmentation")
+    assert f"| {metric} | ".replace("_", "\\_") in Path("r.md").read_text()
+    assert "[r.html](<r.html>)" in Path("r.md").read_text()
+    assert metric in page
     assert f"metric {metric}" in Path("r.xml").read_text()
