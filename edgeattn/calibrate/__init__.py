@@ -123,7 +123,7 @@ def calibrate_shard(
         raise MissingDependencyError(f"activations cannot be observed: {lacking[0]}")
     first = next(iter(data))
     progress("preparing the graph", None)
-    expanded = _expanded(graph)
+    expanded = observed_graph(graph)
     plan = probes(expanded.model.graph)
     names = tuple(sorted(plan.observed))
     chosen = _chosen(data, settings)
@@ -144,7 +144,7 @@ def calibrate_shard(
     )
 
 
-def _expanded(graph: Graph) -> Graph:
+def observed_graph(graph: Graph) -> Graph:
     """The graph that is observed: its attentions are expanded canonical nodes, and every value has a type."""
     model = inlined(to_backend(fuse(graph)[0], "openvino").model)
     common.NameFixPass()(model)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeattn.backends import open_session
-from edgeattn.backends.base import BuildConfig
-from edgeattn.build import build_engine
 from edgeattn.data import Recipe, default_recipe, load_recipe, open_data, preprocess, read_image, read_npz
 from edgeattn.engine import Sidecar, read_sidecar, sidecar_path
 from edgeattn.errors import InputError, UsageError
 from edgeattn.export import export_model
-from edgeattn.folding import feeding_recipe, fold_preprocess, folded_recipe
+from edgeattn.folding import feeding_recipe, folded_recipe
 from edgeattn.graph import Graph, load_graph
 from edgeattn.images import of_pixels
+from edgeattn.maps.exposed import exposed
 from edgeattn.maps.hooks import matching, seen_in
+from edgeattn.maps.rebuilt import Rebuilt, rebuilt
 from edgeattn.maps.watch import Watch, watched
 from edgeattn.model import Model, load_model, parse_inputs
 from edgeattn.parity import reference_from_graph
 from edgeattn.reports.text import number, table
-from edgeattn.tensors import TensorSpec, format_shape
+from edgeattn.tensors import ShapeRange, TensorSpec, format_shape
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds
@@ -113,6 +114,7 @@ def look(
     against: str | None = None,
     weights: Path | None = None,
     recipe: str | Path | None = None,
+    ranges: Path | None = None,
     trust: bool = False,
 ) -> MapsReport:
     """Compute every attention map of a model on one image, or on the arrays of an `.npz`.
@@ -120,11 +122,12 @@ def look(
     Args:
         target: an engine, an ONNX file, or a PyTorch model (`zoo:NAME`, `FILE.py:FACTORY`). Of an engine, the graph it
             was built from is built again in the same backend and precision, with the maps as further outputs: a fused
-            attention makes no map, so the plain operators run in its place.
+            attention makes no map, so the plain operators run in its place. Of one in INT8 that takes its ranges.
         sample: the input; it is repeated where the graph has a fixed batch.
         against: the PyTorch original of an engine or an ONNX file; without it the graph as written is the original.
         weights: of the PyTorch model, as in `load_model`.
         recipe: how an image becomes the input.
+        ranges: the table of ranges that an INT8 engine was built with, if it was.
         trust: as in `open_session`.
 
     Raises:
@@ -140,14 +143,16 @@ def look(
     sidecar = None if _is_graph(target) or original is target else _sidecar_of(target, trust)
     chosen = feeding_recipe(sidecar.graph if sidecar else {}, load_recipe(recipe) if recipe else None)
     model = load_model(original, weights) if original else None
-    graph = _graph_of(target, sidecar) if model is None or original is not target else _exported(model, sample, chosen)
-    feeds = _feeds(graph, sample, chosen)
+    parts = rebuilt(target, sidecar, ranges=ranges) if sidecar else None
+    exports = model is not None and original is target
+    graph = parts.graph if parts else _exported(model, sample, chosen) if model and exports else load_graph(target)
+    feeds = _feeds(parts.typed if parts else graph, sample, chosen)
     opened, watches = watched(graph)
     if not watches:
         raise InputError(f"{target} holds no attention that has a map; see edgeattn inspect")
     names = [spec.name for spec in opened.outputs]
     written = dict(zip(names, reference_from_graph(opened).run(feeds), strict=True))
-    ours = _built(opened, sidecar, feeds) if sidecar else (written if model else None)
+    ours = _maps_of(parts, opened, watches, feeds) if parts else written if model else None
     folded = folded_recipe(sidecar.graph) if sidecar else None
     own_feeds = {name: of_pixels(pixels, folded) for name, pixels in feeds.items()} if folded else feeds
     seen = seen_in(model, own_feeds) if model else []
@@ -173,13 +178,16 @@ def _is_graph(target: str) -> bool:
 def _sidecar_of(target: str, trust: bool) -> Sidecar:
     """What is known of an engine that runs here; see `open_session` for the errors."""
     sidecar = read_sidecar(target, trust)
-    if sidecar.precision.asked == "int8":
-        raise InputError(
-            f"{target} is in INT8, and the ranges it was built with are not in its sidecar: its maps cannot be made; "
-            f"look at a float16 engine of the same graph"
-        )
     open_session(target, trust).close()
     return sidecar
+
+
+def _maps_of(parts: Rebuilt, opened: Graph, watches: Sequence[Watch], feeds: Feeds) -> dict[str, Array]:
+    """What an engine with its maps as outputs says, built as the engine was."""
+    one = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in feeds.items()}
+    config = dataclasses.replace(parts.config, profile=one)
+    with exposed(dataclasses.replace(parts, config=config), opened, watches) as session:
+        return session.run(feeds)
 
 
 def _map(watch: Watch, original: Array, ours: Mapping[str, Array] | None) -> AttentionMap:
@@ -191,24 +199,6 @@ def _described(target: str, sidecar: Sidecar | None) -> str:
     if sidecar is None:
         return "the graph as written"
     return f"{target} ({sidecar.backend}, {sidecar.precision.asked}), built again with its attention as plain operators"
-
-
-def _graph_of(target: str, sidecar: Sidecar | None) -> Graph:
-    """The graph of a target: the file itself, or what an engine was built from, which may have moved along with it."""
-    if sidecar is None:
-        return load_graph(target)
-    path = Path(str(sidecar.graph.get("path") or ""))
-    places = [place for place in (path, Path(target).parent / path.name) if path.name and place.is_file()]
-    if not places:
-        raise InputError(
-            f"{target} was built from {path if path.name else 'a graph in memory'}, which is gone: its maps need it"
-        )
-    folded = folded_recipe(sidecar.graph)
-    for place in places:
-        graph = fold_preprocess(load_graph(place), folded) if folded else load_graph(place)
-        if graph.sha256 == sidecar.graph.get("sha256"):
-            return graph
-    raise InputError(f"{places[0]} has changed since {target} was built from it; build it again")
 
 
 def _exported(model: Model, sample: Path, recipe: Recipe | None) -> Graph:
@@ -252,16 +242,5 @@ def _pictured(graph: Graph, sample: Path, recipe: Recipe | None) -> Array | None
     if sample.suffix.lower() == ".npz":
         return None
     chosen = recipe or default_recipe(graph.inputs[0])
-    plain = replace(chosen, color="rgb", scale=1.0, mean=(), std=(), layout="nhwc")
+    plain = dataclasses.replace(chosen, color="rgb", scale=1.0, mean=(), std=(), layout="nhwc")
     return preprocess(read_image(sample), plain).astype(np.uint8)
-
-
-def _built(graph: Graph, sidecar: Sidecar, feeds: Feeds) -> dict[str, Array]:
-    """What an engine of the watched graph says, built as the engine was."""
-    shapes = {name: array.shape for name, array in feeds.items()}
-    config = BuildConfig(sidecar.precision.asked, min_shapes=shapes, opt_shapes=shapes, max_shapes=shapes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "maps.engine"
-        build_engine(graph, path, config, sidecar.backend, check=False)
-        with open_session(path) as session:
-            return session.run(feeds)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeattn import files
 from edgeattn.errors import UsageError
+from edgeattn.reports.heat import coloured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 PANEL, GAP, LABEL = 160, 8, 14
 CHANNELS = ("ChannelGate", "SelectiveKernel")  # their maps have no places
-# Five points of matplotlib's viridis: even in lightness, and told apart by every eye.
-COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
 
 
 def picture(maps: Sequence[AttentionMap], image: Array | None, query: int | None = None) -> Image:
@@ -83,9 +82,26 @@ def save_picture(path: Path, drawn: Image) -> None:
 
 def panel(item: AttentionMap, array: Array, base: Image, query: int | None = None) -> Image:
     """One map of the first sample: heat over the picture where it has places, bars where it has none."""
-    values = np.nan_to_num(np.asarray(array[0], np.float64), posinf=0.0, neginf=0.0)
     if item.op == "SpatialTransformer":
-        return _grid(values, base)
+        return _grid(_finite(array), base)
+    plane = places(item, array, query)
+    return _bars(_reduced(item, array, query).ravel(), base) if plane is None else _heat(plane, base)
+
+
+def places(item: AttentionMap, array: Array, query: int | None = None) -> Array | None:
+    """One map of the first sample as it lies over the picture (h, w); None where it has no places."""
+    if item.op in CHANNELS or item.kind == "channel" or item.op == "SpatialTransformer":
+        return None
+    return _plane(_reduced(item, array, query))
+
+
+def _finite(array: Array) -> Array:
+    return np.nan_to_num(np.asarray(array[0], np.float64), posinf=0.0, neginf=0.0)
+
+
+def _reduced(item: AttentionMap, array: Array, query: int | None) -> Array:
+    """The values of the first sample that are to be seen, of several heads or channels together."""
+    values = _finite(array)
     if item.op == "SoftmaxAttention":
         keys = values.reshape(-1, *values.shape[-2:]).mean(0)
         values = keys.mean(0) if query is None or query >= len(keys) else keys[query]
@@ -93,8 +109,7 @@ def panel(item: AttentionMap, array: Array, base: Image, query: int | None = Non
         values = np.bincount(values.astype(int).ravel(), minlength=max(1, item.items)).astype(float)
     if item.op == "SoftMask":
         values = values.mean(0)  # a weight for each element: over the channels
-    plane = None if item.op in CHANNELS or item.kind == "channel" else _plane(values)
-    return _bars(values.ravel(), base) if plane is None else _heat(plane, base)
+    return values
 
 
 def _plane(values: Array) -> Array | None:
@@ -116,13 +131,8 @@ def _heat(plane: Array, base: Image) -> Image:
     low, high = float(plane.min()), float(plane.max())
     scaled = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
     large = Pictures.fromarray((255 * scaled).astype(np.uint8)).resize((PANEL, PANEL), Pictures.Resampling.BILINEAR)
-    colours = Pictures.fromarray(_coloured(np.asarray(large, float) / 255))
+    colours = Pictures.fromarray(coloured(np.asarray(large, float) / 255))
     return Pictures.blend(base, colours, 0.6)
-
-
-def _coloured(values: Array) -> Array:
-    places = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(values, places, COLOURS[:, channel]) for channel in range(3)], -1).astype(np.uint8)
 
 
 def _bars(values: Array, base: Image) -> Image:
@@ -136,7 +146,7 @@ def _bars(values: Array, base: Image) -> Image:
     width = PANEL / max(len(values), 1)
     for index, value in enumerate(values):
         top = PANEL * (1 - max(float(value), 0) / high)
-        colour: Any = tuple(int(part) for part in _coloured(np.array([float(value) / high]))[0])
+        colour: Any = tuple(int(part) for part in coloured(np.array([float(value) / high]))[0])
         draw.rectangle((index * width, top, max((index + 1) * width - 1, index * width), PANEL), colour)
     return drawn
 

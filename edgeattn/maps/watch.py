@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
+from edgeattn.errors import InputError, one_line
 from edgeattn.fuse import fuse
-from edgeattn.graph import Graph, module_of
+from edgeattn.graph import Graph, load_graph, module_of, save_graph
 from edgeattn.normalise import infer_types
 from edgeattn.ops import ALL_OPS
 from edgeattn.ops.base import DOMAIN
 from edgeattn.ops.walk import dims
+
+WATCHED = "edgeattn.maps"  # where a graph says which of its outputs are maps
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,35 @@ def watched(graph: Graph) -> tuple[Graph, tuple[Watch, ...]]:
             edited.model.graph.outputs.append(value)
             found.append(watch)
     infer_types(edited.model)
+    edited.model.metadata_props[WATCHED] = json.dumps([asdict(watch) for watch in found])
     return edited, tuple(found)
+
+
+def expose(model: str | Path, output: str | Path) -> tuple[Watch, ...]:
+    """Write the graph of an ONNX file with its maps as further outputs, for an engine that shows where it looks.
+
+    Such an engine runs its attention with plain operators: a fused one makes no map.
+
+    Raises:
+        InputError: the file is refused, or holds no attention that has a map.
+    """
+    opened, watches = watched(load_graph(model))
+    if not watches:
+        raise InputError(f"{model} holds no attention that has a map; see edgeattn inspect")
+    save_graph(opened, output)
+    return watches
+
+
+def watches_in(about: Mapping[str, Any]) -> tuple[Watch, ...]:
+    """The maps among the outputs of a graph, by its metadata or by what an engine's sidecar says of it.
+
+    Raises:
+        InputError: what stands there is no list of maps.
+    """
+    try:
+        return tuple(Watch(**fields) for fields in json.loads(about.get(WATCHED, "[]")))
+    except (ValueError, TypeError) as err:
+        raise InputError(f"what the graph says of its maps is damaged ({one_line(err)}); expose them again") from err
 
 
 def _items(node: ir.Node) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +13,19 @@ from PIL import Image
 
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine
+from edgeattn.calibrate import calibrate
 from edgeattn.cli import main
+from edgeattn.data import open_data
+from edgeattn.engine import read_sidecar
 from edgeattn.errors import InputError, UsageError
 from edgeattn.export import export_model
 from edgeattn.graph import load_graph
 from edgeattn.maps import AttentionMap, look, watched
 from edgeattn.maps.picture import PANEL, _label, panel, picture
+from edgeattn.maps.watch import watches_in
 from edgeattn.model import Model, load_model, parse_inputs
 from edgeattn.nn import CBAM
+from edgeattn.precision.ranges import save_ranges
 from edgeattn.tensors import TensorSpec
 from edgeattn.tolerance import tolerance_for
 
@@ -160,13 +166,27 @@ def test_an_engine_and_its_graph_may_move_together(made: Path, tmp_path: Path, m
         look("new/m.engine", made / "x.npz")
 
 
-def test_maps_of_an_int8_engine_are_refused_in_words(made: Path, tmp_path: Path) -> None:
-    shutil.copy(made / "onnxruntime.engine", tmp_path / "m.engine")
-    record = json.loads((made / "onnxruntime.engine.json").read_text())
-    record["precision"]["asked"] = "int8"
-    (tmp_path / "m.engine.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"m\.engine is in INT8"):
-        look(str(tmp_path / "m.engine"), made / "x.npz")
+def test_maps_of_an_int8_engine_take_its_ranges(made: Path, tmp_path: Path) -> None:
+    graph = load_graph(made / "m.onnx")
+    for index in range(3):
+        x = np.random.default_rng(index).random((1, 1, 32, 32), np.float32)
+        np.savez(tmp_path / f"{index}.npz", x=x)
+    ranges = calibrate(graph, open_data(tmp_path, graph.inputs))
+    save_ranges(ranges, tmp_path / "ranges.json")
+    for backend in ("openvino", "onnxruntime"):
+        build_engine(
+            made / "m.onnx", tmp_path / f"{backend}.engine", BuildConfig("int8"), backend, check=False, ranges=ranges
+        )
+        report = look(str(tmp_path / f"{backend}.engine"), made / "x.npz", ranges=tmp_path / "ranges.json")
+        assert len(report.maps) == 12
+        assert 1e-4 < max(item.distance or 0.0 for item in report.maps) < 0.1
+    # ONNX Runtime's plan holds the ranges itself.
+    assert look(str(tmp_path / "onnxruntime.engine"), made / "x.npz").maps
+    with pytest.raises(InputError, match=r"openvino\.engine is in INT8, .* give them with --ranges"):
+        look(str(tmp_path / "openvino.engine"), made / "x.npz")
+    save_ranges(dataclasses.replace(ranges, data_sha256="other"), tmp_path / "ranges.json")
+    with pytest.raises(InputError, match=r"not what .* was calibrated on: data_sha256"):
+        look(str(tmp_path / "openvino.engine"), made / "x.npz", ranges=tmp_path / "ranges.json")
 
 
 def test_a_sample_is_repeated_to_a_fixed_batch(made: Path, tmp_path: Path) -> None:
@@ -244,3 +264,17 @@ def test_a_picture_is_a_png_by_its_name(made: Path, tmp_path: Path, capsys: pyte
     words = ["attention", str(made / "m.onnx"), "--input", str(made / "x.npz"), "-o", str(tmp_path / "map.jpg")]
     assert main(words) == 2
     assert "call it map.png" in capsys.readouterr().err
+
+
+def test_a_graph_with_its_maps_as_outputs_is_a_file_that_builds(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["attention", str(made / "m.onnx"), "--expose", str(tmp_path / "maps.onnx")]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(names) == 12
+    build_engine(tmp_path / "maps.onnx", tmp_path / "maps.engine", backend="onnxruntime")
+    sidecar = read_sidecar(tmp_path / "maps.engine")
+    assert [spec.name for spec in sidecar.outputs] == ["output", *names]
+    assert [watch.output for watch in watches_in(sidecar.graph)] == names
+    assert main(["attention", str(made / "m.onnx")]) == 2
+    assert "--input" in capsys.readouterr().err
