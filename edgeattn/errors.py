@@ -9,7 +9,8 @@
     ├── InputError(ValueError)                      5  a file or a tensor from outside is refused
     ├── ExportError                                 1  PyTorch could not be exported faithfully
     ├── BuildError                                  1  a backend could not build the graph
-    └── InferenceError                              1  a backend failed while it ran
+    ├── InferenceError                              1  a backend failed while it ran
+    └── SourceError                                 1  a camera or stream cannot be opened, or was lost
 
 A message says what happened, what was expected, and what to do next. Errors of other libraries
 are wrapped once, where they are called, with ``from``.
@@ -29,18 +30,26 @@ __all__ = [
     "InferenceError",
     "InputError",
     "MissingDependencyError",
+    "SourceError",
     "UnsupportedError",
     "UsageError",
     "did_you_mean",
     "first_cause",
     "one_line",
     "quote",
+    "redact",
 ]
 
 _LONGEST_LINE = 400
 _LONGEST_NAME = 100
 # Where in its own sources ONNX Runtime or OpenVINO raised: a path, a line, and often a long C++ signature.
 _SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\) (?:const )?|Exception from \S+\.[ch]pp:\d+: ?")
+
+# All up to the last @, since passwords hold any character, slashes and question marks too; a slip may lack the colon.
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*:(?://)?|//)\S*@", re.I)
+# Who knows what the values in a query are for; but those of a channel or a size are short numbers.
+_VALUE = re.compile(r"([?&;][^=&;\s]*=)(?!\d{1,4}(?:x\d{1,4})?(?:[&;\s'\"]|$))[^&\s]*")
+_SECRET = re.compile(r"([\w-]*(?:pass|pwd|token|secret|auth|sig|key|user|login|cred|pin)[\w-]*=)[^&\s]+", re.I)
 
 
 class EdgeAttnError(Exception):
@@ -97,6 +106,10 @@ class InferenceError(EdgeAttnError):
     """A backend failed while it ran an engine."""
 
 
+class SourceError(EdgeAttnError):
+    """A camera or a stream cannot be opened, or was lost; it may come back."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, or else all of them."""
     import difflib
@@ -124,3 +137,8 @@ def quote(name: object) -> str:
     """A name from a foreign file as a message may show it: escaped, and cut where nobody would read on."""
     text = repr(name if isinstance(name, str | bytes) else str(name))
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+
+
+def redact(text: str) -> str:
+    """The text without what may be secret in its URLs: `user:password@`, and the values that may be of a query."""
+    return _SECRET.sub(r"\1***", _VALUE.sub(r"\1***", _USER.sub(r"\1", text)))

@@ -213,16 +213,30 @@ def preprocess(image: Image, recipe: Recipe) -> Array:
     Raises:
         InputError: the image's mode has no defined conversion, or its EXIF data is damaged.
     """
+    pixels = upright(image, "L" if recipe.color == "gray" else "RGB")
+    prepared: Array = of_pixels(resize(pixels, recipe)[None], recipe)[0]
+    return prepared
+
+
+def upright(image: Image, mode: str) -> Image:
+    """A picture turned as its EXIF data say, in 8 bits, as `L` or `RGB`; see `preprocess`.
+
+    Raises:
+        InputError: its mode has no defined conversion, or its EXIF data is damaged.
+    """
     from PIL import ImageOps
 
     try:
-        upright = ImageOps.exif_transpose(image)
+        turned = ImageOps.exif_transpose(image)
     except Exception as err:  # as in read_image: the bytes are foreign
         raise InputError(f"cannot read the EXIF data of {_name(image)}: {one_line(err)}") from err
-    pixels = _eight_bit(upright, "L" if recipe.color == "gray" else "RGB", _name(image))
-    resized = _resize(pixels, recipe, recipe.interpolation, recipe.fill)
-    prepared: Array = of_pixels(np.asarray(resized).reshape(1, *recipe.size, recipe.channels), recipe)[0]
-    return prepared
+    return _eight_bit(turned, mode, _name(image))
+
+
+def resize(image: Image, recipe: Recipe) -> Array:
+    """A picture in 8 bits, gray or RGB, resized the recipe's way: uint8 (H, W, C), which is what `of_pixels` takes."""
+    resized = _resize(image, recipe, recipe.interpolation, recipe.fill)
+    return np.asarray(resized).reshape(*recipe.size, recipe.channels)
 
 
 def of_pixels(pixels: Array, recipe: Recipe) -> Array:
@@ -267,7 +281,7 @@ def _eight_bit(image: Image, mode: str, name: str) -> Image:
 
 
 @dataclass(frozen=True)
-class _Placement:
+class Placement:
     """Where a picture goes: its region `box` (left, top, right, bottom) fills `size` (W, H) at `corner` (X, Y)."""
 
     box: tuple[float, float, float, float]
@@ -275,27 +289,29 @@ class _Placement:
     corner: tuple[int, int]
 
 
-def _placement(width: int, height: int, recipe: Recipe) -> _Placement:
+def placement(width: int, height: int, recipe: Recipe) -> Placement:
     """Where a picture of this size goes; "crop" cuts as Pillow's `ImageOps.fit` does."""
     bottom, right = recipe.size
     whole = (0.0, 0.0, float(width), float(height))
     if recipe.resize == "letterbox":
         ratio = min(bottom / height, right / width)
         inner = max(1, round(width * ratio)), max(1, round(height * ratio))
-        return _Placement(whole, inner, ((right - inner[0]) // 2, (bottom - inner[1]) // 2))
+        return Placement(whole, inner, ((right - inner[0]) // 2, (bottom - inner[1]) // 2))
     if recipe.resize == "crop":
         ratio = right / bottom
         across, down = min(width, ratio * height), min(height, width / ratio)
         left, top = (width - across) * 0.5, (height - down) * 0.5
         whole = (left, top, left + across, top + down)
-    return _Placement(whole, (right, bottom), (0, 0))
+    return Placement(whole, (right, bottom), (0, 0))
 
 
 def _resize(image: Image, recipe: Recipe, interpolation: str, fill: int) -> Image:
     import PIL.Image
 
-    place = _placement(image.width, image.height, recipe)
+    place = placement(image.width, image.height, recipe)
     resized = image.resize(place.size, PIL.Image.Resampling[interpolation.upper()], place.box)
+    if place.size == recipe.size[::-1]:
+        return resized
     canvas = PIL.Image.new(image.mode, recipe.size[::-1], (fill,) * len(image.getbands()))
     canvas.paste(resized, place.corner)
     return canvas
@@ -329,7 +345,7 @@ def place_boxes(boxes: Array, size: tuple[int, int], recipe: Recipe) -> Array:
 
     They are cut at the edge of what a crop leaves, and those of which nothing is left are gone.
     """
-    place = _placement(*size, recipe)
+    place = placement(*size, recipe)
     left, top, right, bottom = place.box
     scale = np.array([place.size[0] / (right - left), place.size[1] / (bottom - top)])
     corner = np.array(place.corner)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from edgeattn.camera.results import Boxes, Classes, Mask, Saliency, name_of, read_names, reading_of
+from edgeattn.errors import InputError, UsageError
+from edgeattn.images import Recipe
+from edgeattn.zoo.boxes import detections
+
+SQUARE = Recipe((64, 64))
+SIZE = (128, 96)
+
+
+def test_scores_become_probabilities_and_probabilities_stay() -> None:
+    logits = np.array([[2.0, -1.0, 5.0]], np.float32)
+    reading = reading_of({"scores": logits}, names=("ant", "", "cat"))
+    value = reading.value({"scores": logits}, SIZE, SQUARE, top=2)
+    expected = torch.tensor(logits[0], dtype=torch.float64).softmax(0).numpy()
+    assert isinstance(value, Classes)
+    assert [number for number, _ in value.best] == [2, 0]
+    assert [p for _, p in value.best] == pytest.approx(expected[[2, 0]].tolist())
+    assert value.to_json()["classes"][0] == {
+        "class": 2,
+        "label": "cat",
+        "probability": pytest.approx(float(expected[2])),
+    }
+    again = reading.value({"scores": expected.astype(np.float32)[None]}, SIZE, SQUARE, top=2)
+    assert isinstance(again, Classes)
+    assert [p for _, p in again.best] == pytest.approx([p for _, p in value.best], abs=1e-6)
+
+
+def test_a_score_that_is_not_finite_does_not_end_the_camera() -> None:
+    scores = {"y": np.array([[np.inf, np.nan, 1.0]], np.float32)}
+    value = reading_of({"y": np.zeros((1, 3), np.float32)}).value(scores, SIZE, SQUARE, top=3)
+    assert isinstance(value, Classes)
+    assert value.best[0] == (0, 1.0)
+
+
+def test_bfloat16_outputs_are_read() -> None:
+    scores = {"y": np.array([[0.0, 3.0]], ml_dtypes.bfloat16)}
+    value = reading_of(scores).value(scores, SIZE, SQUARE)
+    assert isinstance(value, Classes)
+    assert value.best[0][0] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_mask_has_the_class_of_the_highest_score(dtype: str) -> None:
+    scores = np.random.default_rng(0).normal(size=(1, 7, 16, 16)).astype(dtype)
+    scores[0, 2, 3, 3] = scores[0, 5, 3, 3] = 9  # of equal scores, the first
+    value = reading_of({"y": scores}).value({"y": scores}, SIZE, SQUARE)
+    assert isinstance(value, Mask)
+    assert np.array_equal(value.plane, scores[0].argmax(0))
+    assert value.mask.shape == (96, 128)
+    assert sum(value.shares.values()) == pytest.approx(1)
+    assert value.to_json()["classes"][0]["share"] == max(value.shares.values())
+
+
+def test_a_letterbox_counts_in_no_share() -> None:
+    classes = np.zeros((1, 64, 64), np.int64)
+    classes[:, 16:48] = 3  # exactly where a picture of 128x64 lies
+    value = reading_of({"y": classes}).value({"y": classes}, (128, 64), Recipe((64, 64), "letterbox"))
+    assert isinstance(value, Mask)
+    assert value.shares == {3: 1.0}
+    assert (value.mask == 3).all()
+
+
+def test_one_channel_is_saliency_unless_segmentation_is_asked_for() -> None:
+    outputs = {"y": np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 1, 4, 4)}
+    value = reading_of(outputs).value(outputs, SIZE, SQUARE)
+    assert isinstance(value, Saliency)
+    assert value.to_json() == {"task": "saliency", "mean": pytest.approx(0.5), "peak": 1.0, "share": 0.5}
+    mask = reading_of(outputs, "segmentation").value(outputs, SIZE, SQUARE)
+    assert isinstance(mask, Mask)
+    assert mask.shares == {0: 0.5, 1: 0.5}
+
+
+def test_boxes_are_in_pixels_of_the_frame_and_padding_is_gone() -> None:
+    rows = np.zeros((1, 4, 6), np.float32)
+    rows[0, 0] = (16, 24, 32, 40, 0.6, 1)
+    rows[0, 1] = (0, 16, 64, 48, 0.9, 0)
+    rows[0, 2] = (0, 0, 64, 10, 0.8, 2)  # all of it in the letterbox's border
+    rows[0, 3] = (np.nan, 0, 1, 1, 0.7, 0)
+    value = reading_of({"y": rows}).value({"y": rows}, (128, 64), Recipe((64, 64), "letterbox"))
+    assert isinstance(value, Boxes)
+    assert value.rows == pytest.approx(np.array([[0, 0, 128, 64, 0.9, 0], [32, 16, 64, 48, 0.6, 1]]))
+    assert value.to_json()["boxes"][1]["box"] == [32, 16, 64, 48]
+
+
+def test_overlapping_boxes_are_suppressed_as_in_the_graph_that_does_it_itself() -> None:
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 40, (1, 60, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(6, 24, (1, 60, 2))], 2).astype(np.float32)
+    scores = rng.random((1, 60, 3)).astype(np.float32)
+    outputs = {"boxes": boxes, "scores": scores}
+    value = reading_of(outputs).value(outputs, (64, 64), SQUARE, threshold=0.3)
+    rows = detections(torch.tensor(boxes), torch.tensor(scores), 60)[0].numpy()
+    assert isinstance(value, Boxes)
+    assert 5 < len(value.rows) < 55
+    expected = rows[rows[:, 4] >= 0.3]
+    assert value.rows == pytest.approx(expected[np.argsort(-expected[:, 4], kind="stable")], abs=1e-4)
+
+
+def test_no_box_at_all_is_a_result() -> None:
+    outputs = {"boxes": np.zeros((1, 9, 4), np.float32), "scores": np.zeros((1, 9, 2), np.float32)}
+    value = reading_of(outputs).value(outputs, SIZE, SQUARE)
+    assert isinstance(value, Boxes)
+    assert value.to_json() == {"task": "detection", "boxes": []}
+
+
+def test_the_first_output_that_a_task_fits_is_read() -> None:
+    outputs = {
+        "odd": np.zeros((1, 2, 3, 4, 5), np.float32),
+        "mask": np.ones((1, 5, 8, 8), np.float32),
+        "class": np.zeros((1, 9), np.float32),
+    }
+    assert reading_of(outputs).outputs == ("mask",)
+    assert reading_of(outputs, "classification").outputs == ("class",)
+
+
+def test_outputs_of_no_task_have_no_value() -> None:
+    outputs = {"embedding": np.zeros((1, 3, 4, 5, 6), np.float32)}
+    assert reading_of(outputs).value(outputs, SIZE, SQUARE) is None
+    with pytest.raises(UsageError, match=r"detection is read from .*boxes.* the model has embedding 1x3x4x5x6"):
+        reading_of(outputs, "detection")
+    with pytest.raises(UsageError, match="did you mean 'detection'"):
+        reading_of(outputs, "detections")
+
+
+def test_names_are_read_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("road\n\nTür \n\n")
+    assert read_names(path) == ("road", "", "Tür")
+    assert [name_of(n, read_names(path)) for n in (0, 1, 2, 3, -1)] == ["road", "class 1", "Tür", "class 3", "class -1"]
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not text in UTF-8"):
+        read_names(path)
