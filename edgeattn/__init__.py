@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeattn import camera
     from edgeattn.backends import open_session
     from edgeattn.backends.base import BuildConfig, Session
-    from edgeattn.build import build_engine, plan_build
+    from edgeattn.build import build_engine
     from edgeattn.data import Recipe, open_data
     from edgeattn.errors import EdgeAttnError, InputError, UnsupportedError
     from edgeattn.export import export_model
@@ -35,6 +36,7 @@ _HOMES = {
     "TensorSpec": "edgeattn.tensors",
     "UnsupportedError": "edgeattn.errors",
     "build_engine": "edgeattn.build",
+    "camera": "edgeattn",
     "check_parity": "edgeattn.parity",
     "export_model": "edgeattn.export",
     "inspect_file": "edgeattn.inspect",
@@ -42,7 +44,6 @@ _HOMES = {
     "load_model": "edgeattn.model",
     "open_data": "edgeattn.data",
     "open_session": "edgeattn.backends",
-    "plan_build": "edgeattn.build",
     "save_graph": "edgeattn.graph",
 }
 
@@ -58,6 +59,7 @@ __all__ = [  # the table's names: written out, so that type checkers and readers
     "TensorSpec",
     "UnsupportedError",
     "build_engine",
+    "camera",
     "check_parity",
     "export_model",
     "inspect_file",
@@ -65,7 +67,6 @@ __all__ = [  # the table's names: written out, so that type checkers and readers
     "load_model",
     "open_data",
     "open_session",
-    "plan_build",
     "save_graph",
 ]
 
@@ -73,6 +74,8 @@ __all__ = [  # the table's names: written out, so that type checkers and readers
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeattn' has no attribute {name!r}")
+    if _HOMES[name] == __name__:
+        return importlib.import_module(f"{__name__}.{name}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -136,14 +136,14 @@ class BuildReport:
         return f"SQNR {number(worst)} dB against the graph on {self.parity.samples} samples"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the sidecar as written, the notes, seconds by phase."""
+        """Plain values: the sidecar but the provenance of its layers, the notes, seconds by phase."""
         return {
             "engine": str(self.path),
             "why": self.plan.why,
             "attention": [item.to_json() for item in self.plan.attention],
             "missed": [dataclasses.asdict(item) for item in self.plan.missed],
             "notes": list(self.plan.notes),
-            "sidecar": dataclasses.asdict(self.sidecar),
+            "sidecar": self.sidecar.to_json(),
             "checked": self.compared,
             "unchecked": self.unchecked,
             "seconds": dict(self.seconds),

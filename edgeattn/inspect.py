@@ -138,8 +138,8 @@ class EngineInfo:
         return table(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The sidecar's fields."""
-        return {"kind": "engine", "path": str(self.path), **dataclasses.asdict(self.sidecar)}
+        """The sidecar's fields, but the provenance of its layers."""
+        return {"kind": "engine", "path": str(self.path), **self.sidecar.to_json()}
 
 
 def inspect_file(path: str | Path, trust: bool = False) -> GraphInfo | EngineInfo:

@@ -33,10 +33,10 @@ ORDER = re.findall(
     nn model export fuse costs
     backends lowering inspect
     folding folders data precision
-    profile run parity camera
+    profile run parity
     zoo
     calibrate build_report build search doctor
-    maps
+    maps bisect camera deploy
     cli __main__
 """,
 )

@@ -14,14 +14,45 @@ import signal
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import NoReturn
 
 from edgeattn import __version__
-from edgeattn.cli import attention, build, calibrate, doctor, export, inspect, parity, plugins, run, zoo
+from edgeattn.cli import (
+    attention,
+    bisect,
+    build,
+    calibrate,
+    camera,
+    deploy,
+    doctor,
+    export,
+    inspect,
+    parity,
+    plugins,
+    profile,
+    run,
+    zoo,
+)
 from edgeattn.cli.options import apply_settings, common_options
-from edgeattn.errors import EdgeAttnError, UnsupportedError
+from edgeattn.errors import EdgeAttnError, UnsupportedError, redact
 from edgeattn.reports.text import printable
 
-COMMANDS = (doctor, export, inspect, calibrate, build, run, parity, zoo, attention, plugins)
+COMMANDS = (
+    doctor,
+    export,
+    inspect,
+    calibrate,
+    build,
+    run,
+    parity,
+    bisect,
+    profile,
+    camera,
+    deploy,
+    zoo,
+    attention,
+    plugins,
+)
 INTERRUPTED = 130
 
 
@@ -70,8 +101,14 @@ def _ready_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2; a camera's address may be among the words that are no options."""
+        super().error(redact(message))
+
+
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="edgeattn",
         description="From a PyTorch vision model with attention to a verified engine.",
         allow_abbrev=False,

@@ -38,7 +38,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors, or a checkpoint (weights only)")
 
 
-def data_options(parser: argparse.ArgumentParser) -> None:
+def data_options(parser: argparse._ActionsContainer) -> None:
     """Where real samples come from, and how they become tensors."""
     parser.add_argument("--recipe", type=Path, metavar="R.toml", help="how images become tensors")
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from edgeattn.backends import open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import build_engine
-from edgeattn.data import load_recipe, open_data
+from edgeattn.data import Recipe, load_recipe, open_data
 from edgeattn.export import export_model
 from edgeattn.model import Model
 from edgeattn.parity import check_parity, reference_from_model
@@ -31,12 +31,11 @@ ignore = 11
 SPEC = TensorSpec("x", "float32", (1, 3, 96, 128))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not ROADS, reason="EDGEATTN_CAMVID does not name CamVid's folder (train/ and val/)")
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_an_attention_unet_learns_road_scenes_and_its_engine_sees_the_same(precision: str, tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text(RECIPE)
-    recipe = load_recipe(tmp_path / "r.toml")
+needs_roads = pytest.mark.skipif(not ROADS, reason="EDGEATTN_CAMVID does not name CamVid's folder (train/ and val/)")
+
+
+def learned_roads(recipe: Recipe) -> Model:
+    """An attention U-Net after a minute on road scenes."""
     frames = list(islice(open_data(f"{ROADS}/train", [SPEC], recipe), 0, 240, 10))
     x = torch.from_numpy(np.concatenate([frame.feeds["x"] for frame in frames]))
     y = torch.from_numpy(np.stack([np.asarray(frame.label) for frame in frames])).long()
@@ -49,7 +48,16 @@ def test_an_attention_unet_learns_road_scenes_and_its_engine_sees_the_same(preci
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    original = Model(model.eval(), (SPEC,), "a U-Net on road scenes")
+    return Model(model.eval(), (SPEC,), "a U-Net on road scenes")
+
+
+@pytest.mark.slow
+@needs_roads
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_an_attention_unet_learns_road_scenes_and_its_engine_sees_the_same(precision: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.toml")
+    original = learned_roads(recipe)
     export_model(original, tmp_path / "m.onnx", check=False)
     build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", BuildConfig(precision), "openvino")
     batches = (([s.name], s.feeds, [s.label]) for s in islice(open_data(f"{ROADS}/val", [SPEC], recipe), 0, 100, 10))
