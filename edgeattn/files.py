@@ -7,10 +7,11 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -166,6 +167,15 @@ def json_text(value: Any) -> str:
     """A value as JSON that any encoding of Unicode holds: half a surrogate, from a file's name, stays an escape."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return text.encode(errors="backslashreplace").decode()
+
+
+def finite(value: Any) -> Any:
+    """Plain values with null for what JSON has no number for: an engine may well say nan."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ class Deviation:
     shape: Shape = ()
     elements: int = 0
     non_finite: int = 0
+    undefined: int = 0  # of the truth
     different: int = 0
     own_different: int = 0
     own_known: bool = True
@@ -93,6 +94,7 @@ class Deviation:
         error = np.where(both, y - np.where(both, t, 0.0), 0.0) if not both.all() else y - t
         self.elements += y.size
         self.non_finite += int((~both & ~same).sum())
+        self.undefined += int((~np.isfinite(t)).sum())
         self.different += int((~same).sum())
         largest = self.error.largest
         self.error.add(error)
@@ -152,6 +154,7 @@ class Deviation:
             scale=self.truth.largest,
             histogram=self._histogram(),
             failures=tuple(self._failures(measured)),
+            reference_non_finite=self.undefined,
         )
 
     def _failures(self, measured: Sequence[tuple[str, float, float]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeattn.parity.decisions import decision, guess, moved, said
+from edgeattn.parity.detections import are_detections, beside
 from edgeattn.parity.findings import SampleParity
 from edgeattn.parity.pictures import drawn, input_picture
 
@@ -75,7 +76,7 @@ class Evidence:
         if self.task == "classification":
             self.answers[int(theirs.argmax()), int(ours.argmax())] += 1
         gap = _gap(ours, theirs) if ours.shape == theirs.shape else np.zeros(1)
-        error = differs if self.counted else float(np.linalg.norm(gap))
+        error = float((gap > 0).mean()) if self.counted else float(np.linalg.norm(gap))
         error = moved(ours, theirs) if self.task == "detection" else error
         found = SampleParity(name, error, differs, float(gap.max(initial=0.0)), label, "", "")
         places = [by for by in _ORDERS if self._belongs(found, by)]
@@ -108,6 +109,8 @@ class Evidence:
 
 def _gap(ours: Array, theirs: Array) -> Array:
     """The absolute error; infinite where only one side is a number, or neither is and they differ."""
+    if are_detections(theirs[None]):
+        ours = beside(ours[None], theirs[None])[0]
     with np.errstate(invalid="ignore"):
         gap = np.abs(ours - theirs)
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from edgeattn.backends import open_session
 from edgeattn.data import Dataset, batches, load_recipe, open_data
 from edgeattn.engine import Sidecar, read_sidecar
+from edgeattn.files import sha256_file
 from edgeattn.folding import feeding_recipe, folded_recipe
 from edgeattn.parity.batches import at_opt, batch_size
 from edgeattn.parity.check import check_parity
 from edgeattn.parity.evidence import Evidence
-from edgeattn.parity.reference import load_reference, on_pixels
+from edgeattn.parity.reference import Reference, load_reference, on_pixels
 from edgeattn.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from edgeattn.backends.base import Session
     from edgeattn.parity.report import ParityReport
 
-__all__ = ["compare_files"]
+__all__ = ["compare_files", "samples_for", "spread"]
 
 PICTURES = 6
 
@@ -58,7 +58,7 @@ def compare_files(
         reference = on_pixels(reference, folded)
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(open_session(engine, trust))
-        dataset = _spread(_opened(data, session, sidecar, recipe, task), limit) if data else None
+        dataset = spread(samples_for(sidecar, data, recipe, task), limit) if data else None
         size = batch_size(at_opt(session.profile), session.profile)
         report = check_parity(
             session,
@@ -69,7 +69,10 @@ def compare_files(
             task=task,
             max_drop=max_drop,
             latency=latency,
-            compared=_compared(engine, sidecar, weights, data, recipe),
+            compared={
+                **_compared(engine, sidecar, reference, weights),
+                **(_on(dataset, data, sidecar, recipe) if dataset and data else {}),
+            },
             evidence=Evidence(pictures, dataset.recipe, task or "") if dataset else None,
             rebuilds=[(read_sidecar(path).plan_sha256, opened.enter_context(open_session(path))) for path in rebuilds],
         )
@@ -77,28 +80,39 @@ def compare_files(
     return replace(report, compared={**report.compared, **skipped})
 
 
-def _compared(
-    engine: str | Path, sidecar: Sidecar, weights: Path | None, data: Path | None, recipe: Path | None
-) -> dict[str, str]:
-    """What stands against what, in words."""
-    return {
+def _compared(engine: str | Path, sidecar: Sidecar, reference: Reference, weights: Path | None) -> dict[str, str]:
+    """What stands against what, in words; without what there is not."""
+    said = {
         "engine": f"{engine} ({sidecar.backend} {sidecar.backend_version})",
         "engine sha256": sidecar.plan_sha256,
         "graph sha256": str(sidecar.graph.get("sha256", "")),
-        **({"weights": str(weights)} if weights else {}),
-        **({"data": str(data), "recipe": str(recipe or "from the input's shape")} if data else {}),
+        "reference sha256": reference.sha256,
+        "weights": str(weights or ""),
+        "weights sha256": sha256_file(weights) if weights else "",
     }
+    return {name: value for name, value in said.items() if value}
 
 
-def _opened(data: Path, session: Session, sidecar: Sidecar, recipe: Path | None, task: str | None) -> Dataset:
-    """The samples at the optimal shapes; boxes are preferred to masks where the engine detects."""
-    specs = [TensorSpec(spec.name, spec.dtype, session.profile[spec.name].opt) for spec in session.inputs]
-    boxes = task == "detection" if task else any(_is_detection(spec) for spec in session.outputs)
+def _on(dataset: Dataset, data: Path, sidecar: Sidecar, recipe: Path | None) -> dict[str, str]:
+    """What they were compared on, in words; arrays have no recipe."""
+    by = recipe or ("in the engine" if folded_recipe(sidecar.graph) else "from the input's shape")
+    return {"data": str(data), **({"recipe": str(by)} if dataset.recipe else {})}
+
+
+def samples_for(sidecar: Sidecar, data: Path, recipe: Path | None = None, task: str | None = None) -> Dataset:
+    """A folder of samples for an engine, at its optimal shapes; boxes are preferred to masks where it detects.
+
+    Raises:
+        EdgeAttnError: as `load_recipe`, `feeding_recipe` and `open_data` say.
+    """
+    specs = [TensorSpec(spec.name, spec.dtype, sidecar.profile[spec.name].opt) for spec in sidecar.inputs]
+    boxes = task == "detection" if task else any(_is_detection(spec) for spec in sidecar.outputs)
     chosen = feeding_recipe(sidecar.graph, load_recipe(recipe) if recipe else None)
     return open_data(data, specs, chosen, prefer="boxes" if boxes else "masks")
 
 
-def _spread(dataset: Dataset, limit: int | None) -> Dataset:
+def spread(dataset: Dataset, limit: int | None) -> Dataset:
+    """As many samples from all over a folder, which may be sorted by class."""
     if limit is None or limit >= len(dataset):
         return dataset
     return replace(dataset, files=[dataset.files[number * len(dataset) // limit] for number in range(limit)], bad=[])

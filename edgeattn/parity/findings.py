@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeattn.metrics import ERRORS
 from edgeattn.parity.bootstrap import LEVEL, RESAMPLES, Interval
 from edgeattn.reports.latency import LatencyReport
+from edgeattn.reports.text import number
 from edgeattn.tensors import format_shape
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ class OutputParity:
     the reference itself in the engine's precision, None where it was not measured. `limit_max` is infinite where single
     values are not judged: of INT8, and of detections, whose errors are what `edgeattn.parity.detections` says. `scale`
     is max|y|. `histogram` holds (low, high, count) in decimal exponents of the absolute error, without the zeros.
-    `failures` says in words what is wrong.
+    `non_finite` values of the engine are not finite where the original's differ, `reference_non_finite` of the original
+    are not. `failures` says in words what is wrong.
     """
 
     name: str
@@ -47,15 +50,27 @@ class OutputParity:
     scale: float
     histogram: tuple[tuple[float, float, int], ...]
     failures: tuple[str, ...]
+    reference_non_finite: int = 0
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
     @property
+    def whole(self) -> bool:
+        """Whether it holds integers or booleans."""
+        return self.dtype.startswith(("int", "uint", "bool"))
+
+    @property
     def worst(self) -> str:
         """Where the largest error is: `3/0007.png [4, 17]`."""
         return f"{self.worst_sample} [{', '.join(map(str, self.worst_index))}]" if self.worst_sample else "-"
+
+    @property
+    def undefined(self) -> str:
+        """How much of the original is no number, in words; empty where all is."""
+        some = f"{self.name}: {self.reference_non_finite} of {self.elements} values of the original are not finite"
+        return some if self.reference_non_finite else ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +189,11 @@ class ClassParity:
     reference: float | None
     engine: float | None
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields; `number` is called `class`."""
+        kept = asdict(self)
+        return {"class": kept.pop("number"), **kept}
+
 
 @dataclass(frozen=True)
 class SampleParity:
@@ -236,9 +256,18 @@ class MapParity:
 
 def share(value: float | None) -> str:
     """A fraction in percent; `-` for none."""
-    return "-" if value is None else f"{100 * value:.2f} %"
+    return "-" if value is None else f"{_percent(value)} %"
 
 
 def between(interval: Interval | None) -> str:
     """An interval in percent; `-` for none."""
-    return "-" if interval is None else f"{100 * interval[0]:.2f} .. {100 * interval[1]:.2f} %"
+    return "-" if interval is None else f"{_percent(interval[0])} .. {_percent(interval[1])} %"
+
+
+def bound(limit: float) -> str:
+    """A limit in few characters; `-` for none."""
+    return number(limit if limit < math.inf else None)
+
+
+def _percent(value: float) -> str:
+    return f"{round(100 * value, 2) + 0.0:.2f}"  # no minus before what rounds to nothing

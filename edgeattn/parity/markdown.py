@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from edgeattn.parity.findings import between, share
+from edgeattn.parity.findings import between, bound, share
 from edgeattn.reports.text import number, printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def parity_markdown(report: ParityReport, page: str = "") -> str:
     lines += _table(
         ("output", "rel. L2", "limit", "/ max|y|", "cosine", "SQNR dB"),
         [
-            (o.name, number(o.relative_l2), number(o.limit_l2), number(o.relative_max), f"{o.cosine:.7f}",
+            (o.name, number(o.relative_l2), bound(o.limit_l2), number(o.relative_max), f"{o.cosine:.7f}",
              number(o.sqnr_db))
             for o in report.outputs
         ],
@@ -49,7 +50,7 @@ def parity_markdown(report: ParityReport, page: str = "") -> str:
     counted += [f"{sum(m.passed for m in report.maps)} of {len(report.maps)} attention maps"] * bool(report.maps)
     lines += [", ".join(counted) + "."]
     if page:
-        lines += ["", f"The whole report: [{_plain(page)}](<{page}>)"]
+        lines += ["", f"The whole report: [{_plain(page)}](<{quote(page)}>)"]
     return "\n".join(lines) + "\n"
 
 

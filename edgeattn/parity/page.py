@@ -7,8 +7,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from edgeattn.parity.bootstrap import LEVEL, RESAMPLES
-from edgeattn.parity.findings import between, share
+from edgeattn.parity.findings import between, bound, share
 from edgeattn.parity.page_evidence import evidence_sections, mark
+from edgeattn.parity.report import SAID
 from edgeattn.reports.html import Markup, badge, details, element, page, pairs, section, table, tiles
 from edgeattn.reports.svg import bars, histogram, intervals
 from edgeattn.reports.text import number
@@ -49,7 +50,7 @@ def _head(report: ParityReport) -> Markup:
         first = report.metrics[0]
         shown.append((f"{first.name} of the engine", share(first.engine), f"the original has {share(first.reference)}"))
     if worst is not None and math.isfinite(worst.relative_l2):
-        limit = f"of the signal; {number(worst.limit_l2)} is allowed"
+        limit = "of the signal" + (f"; {number(worst.limit_l2)} is allowed" if worst.limit_l2 < math.inf else "")
         shown.append(("Largest relative error", number(worst.relative_l2), limit))
     if report.latency:
         pair = report.latency[0]
@@ -73,7 +74,7 @@ def _standings(report: ParityReport) -> list[str]:
 
 
 def _reasons(report: ParityReport) -> Markup:
-    if report.passed:
+    if len(report.reasons) <= SAID:
         return Markup()
     return section("Why it failed", element("ul", *(element("li", reason) for reason in report.reasons)))
 
@@ -141,31 +142,34 @@ def _latency(report: ParityReport) -> Markup:
 
 
 def _outputs(report: ParityReport) -> Markup:
-    header = ("output", "max-abs", "/ max|y|", "limit", "rel. L2", "limit", "cosine", "SQNR dB", "worst at", "")
+    header = ("output", "", "max-abs", "/ max|y|", "limit", "rel. L2", "limit", "cosine", "SQNR dB", "worst at")
     rows = [
-        (o.name, number(o.max_abs), number(o.relative_max), number(o.limit_max), number(o.relative_l2),
-         number(o.limit_l2), f"{o.cosine:.7f}", number(o.sqnr_db), o.worst, mark(o.passed))
+        (o.name, mark(o.passed), number(o.max_abs), number(o.relative_max), bound(o.limit_max), number(o.relative_l2),
+         bound(o.limit_l2), f"{o.cosine:.7f}", number(o.sqnr_db), o.worst)
         for o in report.outputs
     ]  # fmt: skip
-    note = (
-        "Errors against the original in its highest precision. The limit is twice what the original itself loses "
-        "in this precision, within fixed bounds."
-    )
+    said = "The limit is twice what the original itself loses in this precision, within fixed bounds."
+    if report.precision == "int8":
+        said = "INT8 is judged by its noise on real samples, on random input only by whether its numbers are finite."
+    elif any(math.isinf(output.limit_max) for output in report.outputs):
+        said += " Detections are paired off and differ by as much as they score; no single one is judged."
+    note = f"Errors against the original in its highest precision. {said}"
     figures = [_figure(output) for output in report.outputs if output.histogram]
-    return section("Outputs", table(header, rows, "lrrrrrrrll"), *figures, note=note)
+    told = [element("p", f"{o.undefined}.", class_="note") for o in report.outputs if o.undefined]
+    return section("Outputs", table(header, rows, "lnrrrrrrrl"), *told, *figures, note=note)
 
 
 def _figure(output: OutputParity) -> Markup:
-    limit = output.limit_max * output.scale
-    caption = f"{output.name}: absolute error of {output.elements} values"
-    at = math.log10(limit) if limit else output.histogram[-1][1]
+    limit = output.limit_max * output.scale  # of whole numbers, a share: not on this axis
+    caption = f"{output.name}: absolute error of {output.elements:,} values"
+    at = math.log10(limit) if 0 < limit < math.inf and not output.whole else None
     return element("figure", element("figcaption", caption), histogram(output.histogram, at, caption))
 
 
 def _shapes(report: ParityReport) -> Markup:
     rows = [
-        (str(shape), shape.data, number(shape.relative_max), number(shape.relative_l2), mark(shape.passed))
+        (str(shape), mark(shape.passed), shape.data, number(shape.relative_max), number(shape.relative_l2))
         for shape in report.shapes
     ]
     note = "Every corner of the range that the engine accepts, and batch 1, 2 and the largest."
-    return section("Shapes", table(("shape", "data", "/ max|y|", "rel. L2", ""), rows, "llrrl"), note=note)
+    return section("Shapes", table(("shape", "", "data", "/ max|y|", "rel. L2"), rows, "lnlrr"), note=note)

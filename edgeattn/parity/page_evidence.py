@@ -79,7 +79,8 @@ def _agreement(report: ParityReport) -> Iterator[Markup]:
         counts[classes.index(wanted), classes.index(given)] = count
     total, same = int(counts.sum()), int(np.trace(counts))
     names = [str(name) for name in classes]
-    said = f"Both give the same class to {same} of {total} samples ({share(same / total)})."
+    taken = "" if report.metrics else "Without labels, the output is taken for scores of classes. "
+    said = f"{taken}Both give the same class to {same} of {total} samples ({share(same / total)})."
     # Many classes that nobody confuses are a diagonal.
     drawn = [] if same == total and len(classes) > MANY else [matrix(counts, names, names, "engine", "original")]
     yield section("Agreement of the two", *drawn, note=said)

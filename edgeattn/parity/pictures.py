@@ -130,7 +130,7 @@ def _plane(output: Array) -> Array | None:
 
 def _class_colours(classes: Array) -> Array:
     """A colour for each class: seven, and then the same darker."""
-    rounds = 1 + (classes.astype(int) // len(_CLASSES))[..., None]
+    rounds = 1 + np.abs(classes.astype(int) // len(_CLASSES))[..., None]
     colours: Array = (_CLASSES[classes.astype(int) % len(_CLASSES)] / rounds).astype(np.uint8)
     return colours
 

@@ -32,7 +32,7 @@ class Reference:
 
     `run` is the original as its user runs it, `oracle` the truth, in float64 where that is possible, and
     `low(feeds, dtype)` its own run in that dtype, None where it has none: what the dtype alone costs. Without
-    `inputs`, feeds go by the engine's names.
+    `inputs`, feeds go by the engine's names. `sha256` is that of the file it was read from, if it was one.
     """
 
     source: str
@@ -40,6 +40,7 @@ class Reference:
     run: Callable[[Feeds], list[Array]]
     oracle: Callable[[Feeds], list[Array]]
     low: Callable[[Feeds, str], list[Array] | None]
+    sha256: str = ""
 
 
 def reference_from_model(model: Model) -> Reference:
@@ -81,7 +82,7 @@ def reference_from_graph(graph: Graph) -> Reference:
         finite = all(np.isfinite(array).all() for array in outputs if array.dtype.kind == "f")
         return outputs if finite else rounded(dtype, False)(feeds)
 
-    return Reference(source, graph.inputs, run, run, low)
+    return Reference(source, graph.inputs, run, run, low, graph.source_sha256)
 
 
 def on_pixels(reference: Reference, recipe: Recipe) -> Reference:

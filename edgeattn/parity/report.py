@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from edgeattn.files import finite
 from edgeattn.parity.findings import (
     ClassParity,
     LatencyPair,
@@ -34,6 +34,8 @@ __all__ = [
     "between",
     "share",
 ]
+
+SAID = 2  # reasons in the verdict
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ParityReport:
             },
             "compared": dict(self.compared),
             "environment": dict(self.environment),
-            "classes": [{"class": found.number, **_without(asdict(found), "number")} for found in self.classes],
+            "classes": [found.to_json() for found in self.classes],
             "precision_recall": dict(self.curves),
             "agreement_matrix": [
                 {"reference": wanted, "engine": given, "samples": count} for wanted, given, count in self.agreement
@@ -99,8 +101,8 @@ class ParityReport:
             "rebuilds": [{**asdict(found), "passed": found.passed} for found in self.rebuilds],
             "attention_maps": [found.to_json() for found in self.maps],
         }
-        finite: dict[str, Any] = _finite(plain)
-        return finite
+        shown: dict[str, Any] = finite(plain)
+        return shown
 
     def to_junit(self) -> str:
         """One test case per output, shape, metric, rebuild and attention map, with the reasons of those that fail."""
@@ -132,21 +134,9 @@ class ParityReport:
     def verdict(self) -> str:
         """The last line: PASSED or FAILED, and why."""
         if not self.passed:
-            more = f" (and {len(self.reasons) - 2} more)" if len(self.reasons) > 2 else ""
-            return f"FAILED: {'; '.join(self.reasons[:2])}{more}"
+            more = f" (and {len(self.reasons) - SAID} more)" if len(self.reasons) > SAID else ""
+            return f"FAILED: {'; '.join(self.reasons[:SAID])}{more}"
         if self.precision == "int8" and not self.samples:
             return f"PASSED: int8 gives finite numbers on random input at {len(self.shapes)} shapes; --data judges them"
         data = f"{self.samples} samples" if self.samples else "random input"
         return f"PASSED: {self.precision} within tolerance on {data} at {len(self.shapes)} shapes"
-
-
-def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != key}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeattn.parity.bootstrap import LEVEL
-from edgeattn.parity.findings import between, share
-from edgeattn.reports.text import number, table
+from edgeattn.parity.findings import between, bound, share
+from edgeattn.reports.text import number, printable, table
 
 if TYPE_CHECKING:
     from edgeattn.parity.report import LatencyPair, MetricParity, ParityReport
@@ -44,12 +44,14 @@ def parity_text(report: ParityReport) -> str:
 
 def _outputs(report: ParityReport) -> str:
     rows = [
-        (o.name, number(o.max_abs), number(o.relative_max), number(o.limit_max), number(o.relative_l2),
-         number(o.limit_l2), f"{o.cosine:.7f}", number(o.sqnr_db), o.worst)
+        (o.name, number(o.max_abs), number(o.relative_max), bound(o.limit_max), number(o.relative_l2),
+         bound(o.limit_l2), f"{o.cosine:.7f}", number(o.sqnr_db))
         for o in report.outputs
     ]  # fmt: skip
-    header = ("output", "max-abs", "/ max|y|", "limit", "rel. L2", "limit", "cosine", "SQNR dB", "worst")
-    return table(rows, header, "lrrrrrrrl")
+    header = ("output", "max-abs", "/ max|y|", "limit", "rel. L2", "limit", "cosine", "SQNR dB")
+    places = [printable(f"{o.name}: the largest error is at {o.worst}") for o in report.outputs if o.worst_sample]
+    places += [printable(o.undefined) for o in report.outputs if o.undefined]
+    return "\n".join([table(rows, header, "lrrrrrrr"), *places])
 
 
 def _shapes(report: ParityReport) -> str:
@@ -63,7 +65,7 @@ def _shapes(report: ParityReport) -> str:
 def _metrics(report: ParityReport) -> str:
     if not report.metrics:
         return f"task: {report.compared['task']}" if "task" in report.compared else ""
-    header = ("metric", "reference", "engine", "drop", f"its {100 * LEVEL:.0f} % interval", "agree", "labelled")
+    header = ("metric", "reference", "engine", "drop", f"{100 * LEVEL:.0f} % interval", "agree", "samples")
     rows = [_metric_row(metric) for metric in report.metrics]
     standings = [f"{metric.name}: {metric.standing}" for metric in report.metrics if metric.standing]
     return "\n".join([table(rows, header, "lrrrrrr"), *standings])

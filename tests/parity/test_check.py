@@ -168,10 +168,11 @@ def test_a_wrong_engine_fails_against_a_graph_on_random_input(
 ) -> None:
     graph = graph_named("vit")
     reference = reference_from_graph(graph)
-    with opened(graph, precision) as session:
+    shapes = {f"{which}_shapes": {"x": (2, 3, SIZE, SIZE)} for which in ("min", "opt", "max")}
+    with opened(graph, precision, **shapes) as session:
         assert check_parity(session, reference, None, precision, seed=3, latency=False).passed
     for sabotage in SABOTAGE:
-        with opened(replaced(graph, sabotage), precision) as session:
+        with opened(replaced(graph, sabotage), precision, **shapes) as session:
             assert not check_parity(session, reference, None, precision, seed=3, latency=False).passed, sabotage
 
 
@@ -215,6 +216,9 @@ def test_int8_is_judged_by_its_noise_on_samples_and_not_at_all_on_random_input(n
     assert report.outputs[0].sqnr_db == pytest.approx(-20 * np.log10(noise), abs=2)
     assert random.passed
     assert random.verdict.startswith("PASSED: int8 gives finite numbers on random input")
+    for found in (report, random):  # whose single values have no limit
+        assert found.to_json()["outputs"][0]["limit_max"] is None
+        assert ">limit</text>" not in found.to_html()
 
 
 def test_an_engine_that_mixes_up_its_batch_fails_only_at_larger_batches() -> None:
@@ -293,7 +297,7 @@ def test_top1_is_counted_on_both_sides_and_a_drop_beyond_the_limit_fails() -> No
     assert interval["drop"][0] <= 0.25 <= interval["drop"][1]
     assert strict.reasons == ("top1 drops by 25.00 %, at most 20.00 % is allowed",)
     assert "top1 drops by 25.00 %" in strict.to_html()
-    assert "top1      75.00 %  50.00 %  25.00 %    0.00 .. 75.00 %  75.00 %         4" in str(strict)
+    assert "top1      75.00 %  50.00 %  25.00 %  0.00 .. 75.00 %  75.00 %        4" in str(strict)
     assert "top1: beyond the bound, but 4 samples cannot tell 25.00 % from 0.00 %" in str(strict)
     assert [case.get("name") for case in ElementTree.fromstring(strict.to_junit()).findall(".//failure/..")] == [
         "metric top1"
@@ -392,7 +396,9 @@ def test_files_are_compared_and_the_report_says_which(files: Path) -> None:
     assert report.samples == 5
     assert report.compared["reference"] == against
     assert report.compared["engine sha256"] == sha256_file(files / "m.engine")
+    assert report.compared["reference sha256"] == sha256_file(files / "m.onnx")
     assert report.compared["data"] == str(files / "data")
+    assert "recipe" not in report.compared  # arrays have none
     assert "bad.npz" in report.compared["skipped files"]
     limited = compare_files(files / "m.engine", against, data=files / "data", limit=2, latency=False)
     assert limited.samples == 2

@@ -64,7 +64,9 @@ def test_one_value_that_is_not_finite_fails(bad: float) -> None:
 
 def test_infinities_that_the_reference_has_too_are_right() -> None:
     truth = np.array([[1.0, -np.inf, np.nan, np.inf]])
-    assert judge(truth.astype(np.float32), truth).passed
+    found = judge(truth.astype(np.float32), truth)
+    assert found.passed
+    assert found.undefined == "y: 3 of 4 values of the original are not finite"
     assert not judge(truth.astype(np.float32)[:, ::-1], truth).passed
 
 

@@ -84,6 +84,12 @@ def test_numbers_that_are_not_finite_are_the_largest_error() -> None:
     assert [np.isinf(sample.max_abs) for sample in worst] == [True, False, False]
 
 
+def test_of_whole_numbers_the_error_is_the_share_that_differs() -> None:
+    truth = np.arange(24).reshape(2, 3, 4)
+    got = truth + 100 * (truth > 20)
+    assert [(found.name, found.relative_l2) for found in looked(Evidence(3), got, truth).worst()] == [("1.png", 0.25)]
+
+
 def test_rows_that_fill_a_batch_and_outputs_of_other_shapes_are_not_looked_at() -> None:
     evidence, truth = Evidence(5), np.eye(4)
     evidence.add(["a", "b"], {}, [truth[::-1]], [truth], labels=None, found=None)
@@ -135,6 +141,13 @@ def test_boxes_that_moved_are_an_error_before_they_are_another_decision() -> Non
     evidence = Evidence(2)
     evidence.add(["a"], {}, [np.array([shifted])], [np.array([[BOX]])], labels=None, found=None)
     assert [(sample.name, sample.decision) for sample in evidence.worst()] == [("a", 0.0)]
+
+
+def test_boxes_that_change_places_are_no_large_error() -> None:
+    far = [50.0, 50, 60, 60, 0.9, 1]
+    evidence = Evidence(2)
+    evidence.add(["a"], {}, [np.array([[far, [1.0, *BOX[1:]]]])], [np.array([[BOX, far]])], labels=None, found=None)
+    assert [sample.max_abs for sample in evidence.worst()] == [pytest.approx(0.9)]
 
 
 def test_decisions_in_words() -> None:
@@ -219,6 +232,7 @@ def test_a_box_that_only_one_side_has_is_drawn_in_red_where_it_is() -> None:
 def test_pictures_of_a_wrong_engines_numbers_are_drawn_too() -> None:
     wild = np.full((1, 5, 5), np.nan)
     wild[0, 0, :2] = np.inf, -np.inf
+    assert drawn("segmentation", None, np.full((5, 5), -1), np.full((5, 5), 10**6))
     for task in ("saliency", "segmentation", ""):
         assert set(drawn(task, None, wild, np.full((1, 5, 5), 0.5))) >= {"engine", "difference"}
     boxes = np.array([[np.inf, 0, 1, 1, 0.9, 0], [9.0, 9, 1, 1, 0.9, 5]])

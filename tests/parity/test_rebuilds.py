@@ -107,6 +107,25 @@ def test_the_command_builds_again_from_the_graph_that_the_sidecar_names(engine: 
     }  # fmt: skip
 
 
+def test_int8_is_built_again_on_the_samples_that_calibrated_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    weights = {"w": np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)}
+    save_graph(graph_of(nodes, [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 8])], weights), "m.onnx")
+    for folder, rows in (("data", X), ("other", -X)):
+        Path(folder).mkdir()
+        for row, x in enumerate(rows):
+            np.savez(f"{folder}/{row}.npz", x=x[None])
+    assert main(["build", "m.onnx", "--int8", "--data", "data", "--backend", "openvino", "-q"]) == 0
+    words = ["parity", "m.engine", "--against", "m.onnx", "--no-latency", "--rebuilds", "1", "-q", "--data"]
+    assert main([*words, "data", "--json", "r.json"]) == 0
+    assert json.loads(Path("r.json").read_text())["rebuilds"][0]["spread_l2"] == 0
+    assert main([*words, "other"]) == 5
+    assert "other is not what m.engine was calibrated on" in capsys.readouterr().err
+
+
 def test_a_graph_that_has_changed_since_is_refused(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_graph(scaled(NEAR), "m.onnx")
     words = ["parity", "m.engine", "--against", "m.onnx", "--random", "--no-latency"]

@@ -42,7 +42,7 @@ def report(name: str = "y", *, passed: bool = True) -> ParityReport:
     failures = () if passed else (f"{name} is wrong",)
     output = OutputParity(
         name, "float32", (1, 3), 3, 0.1, 0.1, 0.1, 0.9, float("inf"), name, (1,), 0, None, None, 0.2, 0.2, 1.0,
-        ((-2.0, -1.0, 3),), failures,
+        ((-2.0, -1.0, 3),), failures, 2,
     )  # fmt: skip
     interval = {"reference": (0.8, 1.0), "engine": (0.7, 0.9), "drop": (-0.1, 0.2)}
     latency = latency_report([1_000_000, 2_000_000], 1)
@@ -120,6 +120,7 @@ def test_markdown_says_verdict_metrics_outputs_and_latency() -> None:
     failed = report(passed=False).to_markdown()
     assert failed.startswith("### ❌ parity failed: y\n")
     assert "\n- y is wrong\n" in failed
+    assert "](<out/r%20%3E.html>)" in report().to_markdown("out/r >.html")
     assert "html" not in failed
 
 
@@ -131,7 +132,7 @@ def test_markdown_shows_names_as_they_are() -> None:
 
 
 def test_a_page_holds_every_part_and_executes_nothing_of_a_models() -> None:
-    page = report(HOSTILE, passed=False).to_html()
+    page = replace(report(HOSTILE, passed=False), reasons=(HOSTILE, "far", "farther")).to_html()
     for heading in (
         "Why it failed", "Task", "Latency", "What was compared", "Outputs", "The samples that differ most",
         "Agreement of the two", "Classes", "Precision over recall", "Attention maps", "Rebuilds", "Shapes",
@@ -139,6 +140,7 @@ def test_a_page_holds_every_part_and_executes_nothing_of_a_models() -> None:
         assert f"<h2>{heading}</h2>" in page
     assert page.count("data:image/png;base64,") == 6
     assert "<script>alert" not in page
+    assert "2 of 3 values of the original are not finite." in page
     assert page.count("<script") == 2  # the report as data, and the page's own
 
 

@@ -88,6 +88,9 @@ def test_an_interval_that_is_not_known_is_written_but_not_drawn() -> None:
 def test_columns_beyond_the_limit_are_marked() -> None:
     assert [found.get("class") for found in all_of(CHARTS["histogram"], "rect")] == ["bar", "over"]
     assert "9 values (75 %)" in CHARTS["histogram"]
+    unlimited = histogram([(-6.0, -5.5, 3)], None, "error")
+    assert "limit" not in unlimited
+    assert [found.get("class") for found in all_of(unlimited, "rect")] == ["bar"]
 
 
 def test_lines_differ_by_more_than_colour_and_are_named() -> None:

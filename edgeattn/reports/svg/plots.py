@@ -30,17 +30,18 @@ DASHES = ("none", "7 4", "2 3", "10 3 2 3", "5 2", "1 2")
 SHAPES = ("M-4,-4h8v8h-8z", "M0,-5 5,4 -5,4z", "M0,-5 5,0 0,5 -5,0z", "M-5,-4 5,-4 0,5z")
 
 
-def histogram(bins: Sequence[tuple[float, float, int]], mark: float, unit: str) -> Markup:
+def histogram(bins: Sequence[tuple[float, float, int]], mark: float | None, unit: str) -> Markup:
     """Columns for (low, high, count), high counts over a logarithmic height, and a dashed line at `mark`.
 
     Args:
         bins: adjacent, of equal width on the axis that is drawn; values are decimal exponents.
-        mark: the exponent of the limit; columns wholly above it are red.
+        mark: the exponent of the limit, None for none; columns wholly above it are red.
         unit: what the axis shows.
     """
     height, base = 150, 120
-    low = min([mark - 0.5, *(low for low, _, _ in bins)])
-    high = max([mark + 0.5, *(high for _, high, _ in bins)])
+    limits = [] if mark is None else [mark - 0.5, mark + 0.5]
+    low = min([*limits, *(low for low, _, _ in bins)], default=0.0)
+    high = max([*limits, *(high for _, high, _ in bins)], default=1.0)
     scale = WIDTH / (high - low)
     tallest = max((count for _, _, count in bins), default=1)
     total = sum(count for _, _, count in bins)
@@ -48,24 +49,25 @@ def histogram(bins: Sequence[tuple[float, float, int]], mark: float, unit: str) 
     for left, right, count in bins:
         if not count:
             continue
+        class_ = "bar" if mark is None or left < mark else "over"
         tall = max(2.0, (base - 20) * count / tallest)
         said.append(f"10^{left:g} to 10^{right:g}: {count} values ({100 * count / total:.2g} %)")
         drawn.append(
             element(
                 "rect", element("title", said[-1]), x=px((left - low) * scale + 1), y=px(base - tall),
-                width=px((right - left) * scale - 2), height=px(tall), rx=2, class_="over" if left >= mark else "bar",
+                width=px((right - left) * scale - 2), height=px(tall), rx=2, class_=class_,
             )
         )  # fmt: skip
     drawn += [
         text((exponent - low) * scale, base + 18, f"1e{exponent:+03d}", "dim", "middle")
         for exponent in range(math.floor(low) + 1, math.ceil(high))
+        if 16 < (exponent - low) * scale < WIDTH - 16
     ]
-    x = (mark - low) * scale
-    side = "end" if x > WIDTH / 2 else "start"
-    drawn += [
-        element("line", x1=px(x), y1=8, x2=px(x), y2=base, class_="mark"),
-        text(x + (-6 if side == "end" else 6), 16, "limit", "dim", side),
-    ]
+    if mark is not None:
+        x = (mark - low) * scale
+        side = "end" if x > WIDTH / 2 else "start"
+        drawn.append(element("line", x1=px(x), y1=8, x2=px(x), y2=base, class_="mark"))
+        drawn.append(text(x + (-6 if side == "end" else 6), 16, "limit", "dim", side))
     return plot(f"Histogram of {unit}", said, drawn, height=height)
 
 
