@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,16 @@ def layer_times(runs: Sequence[Sequence[dict[str, Any]]], names: Mapping[str, st
             first.setdefault(key, event)
             spent[key] = spent.get(key, 0.0) + 1e3 * event["dur"]
         tables.append(spent)
-    layers = tuple(_layer(event, names) for event in first.values())
+    shared = Counter(name for name, _ in first)
+    layers = tuple(_layer(event, names, shared[event["name"]] > 1) for event in first.values())
     return LayerTimes(layers, tuple(tuple(spent.get(key, 0.0) for key in first) for spent in tables))
 
 
-def _layer(event: dict[str, Any], names: Mapping[str, str]) -> RawLayer:
+def _layer(event: dict[str, Any], names: Mapping[str, str], shared: bool) -> RawLayer:
+    """A layer; a name that it shares with others gets the kernel's number."""
     args, name = event["args"], event["name"].removesuffix(SUFFIX)
     return RawLayer(
-        name=name or f"{args['op_name']}_{args['node_index']}",
+        name=f"{name or args['op_name']}_{args['node_index']}" if shared or not name else name,
         kind=args["op_name"],
         precision=compute_dtype(args),
         input_shapes=_shapes(args["input_type_shape"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -84,8 +84,15 @@ class ComparisonReport:
             for name in {**there, **here}
             if here.get(name) != there.get(name)
         ]
-        layers = "layers were timed one engine after the other: their differences are less sure than the whole"
-        return (paired if self.turns else unpaired, *([layers] if self.differences else []), *changed)
+        return (paired if self.turns else unpaired, *self._layers(), *changed)
+
+    def _layers(self) -> Iterator[str]:
+        """What the layers say of the whole."""
+        if self.differences:
+            found = sum(item.difference_ms for item in self.differences)
+            whole = self.engine.latency.p50_ms - self.baseline.latency.p50_ms
+            yield f"layers add up to {found:+.3g} ms of {whole:+.3g} ms; the rest is in none, or in no median"
+            yield "layers were timed one engine after the other: their differences are less sure than the whole"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names of the fields, with both profiles in full."""
@@ -110,21 +117,29 @@ class ComparisonReport:
 
     def __str__(self) -> str:
         rows = [
-            (name, report.engine, report.backend, report.precision, f"{report.latency.p50_ms:.3f}",
-             f"{report.latency.p99_ms:.3f}", f"{report.latency.throughput:.1f}")
+            (f"{report.latency.p50_ms:.3f}", f"{report.latency.p99_ms:.3f}", f"{report.latency.throughput:.1f}", name,
+             f"{report.engine} ({report.backend}, {report.precision})")
             for name, report in (("engine", self.engine), ("baseline", self.baseline))
         ]  # fmt: skip
-        parts = [table(rows, ("", "file", "backend", "precision", "p50 ms", "p99 ms", "samples/s"), "llllrrr")]
+        parts = [table(rows, ("p50 ms", "p99 ms", "samples/s", "", "file"), "rrr")]
         if self.differences:
-            shown = [
-                (item.name, f"{item.median_ms:.4f}", f"{item.baseline_ms:.4f}", f"{item.difference_ms:+.4f}",
-                 "" if item.clear else "within the noise", "; ".join(item.why))
-                for item in self.differences[:SHOWN]
-            ]  # fmt: skip
-            rest = len(self.differences) - len(shown)
-            more = f"\n... and {rest} smaller differences" if rest else ""
-            parts.append(table(shown, ("what", "ms", "baseline", "difference", "", "why"), "lrrrll") + more)
+            parts.append(self._clear())
         return "\n\n".join([*parts, table([("note", note) for note in self.notes]), self.verdict])
+
+    def _clear(self) -> str:
+        """What differs beyond the noise, and why."""
+        clear = [item for item in self.differences if item.clear]
+        rows = [
+            (f"{item.difference_ms:+.4f}", f"{item.median_ms:.4f}", f"{item.baseline_ms:.4f}",
+             ": ".join(filter(None, (item.name, "; ".join(item.why)))))
+            for item in clear[:SHOWN]
+        ]  # fmt: skip
+        drawn = [table(rows, ("difference", "ms", "baseline", "layers, and why"), "rrr")] if rows else []
+        if len(clear) > SHOWN:
+            drawn.append(f"... and {len(clear) - SHOWN} smaller differences")
+        if noise := len(self.differences) - len(clear):
+            drawn.append(f"{noise} of {len(self.differences)} groups of layers differ by no more than the noise")
+        return "\n".join(drawn)
 
 
 def compare_engines(
@@ -171,10 +186,10 @@ def compare_engines(
         saved = read_profile(baseline)
         _require_comparable(environment(), saved, max_slowdown)
         return compare_profiles(profile(engine, shapes=shapes, batch=batch), saved, max_slowdown)
+    own, names = ([spec.name for spec in read_sidecar(path, trust).inputs] for path in (engine, baseline))
+    if len(names) != len(own):
+        raise UsageError(f"{baseline} has {len(names)} inputs, {engine} {len(own)}: they cannot be compared")
     report = profile(engine, shapes=shapes, batch=batch)
-    names = [spec.name for spec in read_sidecar(baseline, trust).inputs]
-    if len(names) != len(report.shapes):
-        raise UsageError(f"{baseline} has {len(names)} inputs, {engine} {len(report.shapes)}: they cannot be compared")
     other = profile(baseline, shapes=dict(zip(names, report.shapes.values(), strict=True)))
     progress("timing the two in turns", None)
     turns = _in_turns([(engine, report), (baseline, other)], (data, recipe), duration_s, trust)
@@ -195,7 +210,8 @@ def _in_turns(
             session = stack.enter_context(session_of(engine, str(path)))
             feeds, _ = feeds_of(engine.sidecar, session, profile.shapes, *fed)
             calls[str(place)] = partial(session.run, feeds)
-        return list(measure_turns(calls, duration_s=max(duration_s, LEAST_S)).values())
+        turns = measure_turns(calls, duration_s=max(duration_s, LEAST_S), min_turns=FEWEST_TURNS)
+        return list(turns.values())
 
 
 def compare_profiles(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from edgeattn.profile.page import embedded
+from edgeattn.profile.page import embedded, two_lines
 from edgeattn.reports.html import Markup, badge, details, element, page, pairs, section, table, tiles
 from edgeattn.reports.svg import intervals
 from edgeattn.tensors import format_shape, format_size
@@ -42,7 +42,13 @@ def _head(report: ComparisonReport) -> Markup:
         ("Baseline", f"{report.baseline.latency.p50_ms:.4g} ms", f"{_about(report.baseline)}"),
     ]
     lead = element("p", f"edgeattn profile --compare · {report.engine.device}")
-    return element("header", lead, heading, element("p", report.verdict), tiles(shown))
+    return element("header", lead, heading, element("p", _said(report), class_="lead"), tiles(shown))
+
+
+def _said(report: ComparisonReport) -> str:
+    """The verdict in a sentence, without the word that the badge says."""
+    words = report.verdict.partition(": ")[2] if report.gate else report.verdict
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _where(report: ComparisonReport) -> Markup:
@@ -69,25 +75,23 @@ def _side(item: Difference) -> str:
 def _all(report: ComparisonReport) -> Markup:
     if not report.differences:
         return Markup()
-    header = ("what", "ms", "baseline", "difference", "clear", "layers", "in the baseline", "why")
+    header = ("what", "ms", "baseline", "difference", "clear", "why")
     note = "Layers of both that compute the same nodes of the graph, however their backends cut and call them."
     if len(report.differences) > ROWS:
         note += f" The largest {ROWS} of {len(report.differences)}; all are in the JSON inside this page."
     rows = [_row(item) for item in report.differences[:ROWS]]
-    drawn = table(header, rows, "lrrrllll", interactive=True, caption="layers side by side")
+    drawn = table(header, rows, "lrrrll", interactive=True, caption="layers side by side")
     return section("Layer by layer", drawn, note=note)
 
 
 def _row(item: Difference) -> tuple[Cell, ...]:
     return (
-        item.name,
+        two_lines(item.name, _few(item.layers)),
         f"{item.median_ms:.4f}",
         f"{item.baseline_ms:.4f}",
         (f"{item.difference_ms:+.4f}", item.difference_ms),
         "yes" if item.clear else "noise",
-        _few(item.layers),
-        _few(item.baseline_layers),
-        _why(item) if item.why else "",
+        two_lines("; ".join(item.why) or "-", f"in the baseline {_few(item.baseline_layers)}"),
     )
 
 
@@ -130,7 +134,7 @@ def _why(item: Difference) -> str:
 
 
 def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return (", ".join(names[:NAMED]) or "none") + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _percent(share: float) -> str:

@@ -17,7 +17,7 @@ from edgeattn.backends import session_of
 from edgeattn.backends.base import LayerTimes, Session, silent
 from edgeattn.data import load_recipe, open_data, read_npz
 from edgeattn.engine import Sidecar, read_engine
-from edgeattn.errors import UsageError, did_you_mean
+from edgeattn.errors import InputError, UsageError, did_you_mean
 from edgeattn.folding import feeding_recipe
 from edgeattn.profile.energy import meter
 from edgeattn.profile.layers import blocks_of, layers_of, reconciled
@@ -25,9 +25,9 @@ from edgeattn.profile.machine import conditions, environment
 from edgeattn.profile.memory import memory_of
 from edgeattn.profile.provenance import read
 from edgeattn.profile.report import Energy, Memory, ProfileReport, Run, Stages
-from edgeattn.profile.timing import Turns, median_interval, turn
+from edgeattn.profile.timing import Turns, median_interval, rest, turn
 from edgeattn.reports.latency import latency_report
-from edgeattn.tensors import random_feeds
+from edgeattn.tensors import format_shape, random_feeds
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Shape
@@ -101,9 +101,9 @@ def profile_engine(
         progress: called with a phase and its fraction.
 
     Raises:
-        InputError: the engine or the samples are refused.
+        InputError: the engine, the samples or the shapes are refused.
         UnsupportedError: its backend cannot run here.
-        UsageError: shapes that the engine does not take.
+        UsageError: shapes of inputs that are not there, or that the samples do not have.
     """
     path = Path(path)
     engine = read_engine(path, trust)
@@ -112,27 +112,18 @@ def profile_engine(
         start = time.perf_counter()
         session = stack.enter_context(session_of(engine, str(path)))
         load_ms = 1e3 * (time.perf_counter() - start)
-        feeds, fed = feeds_of(engine.sidecar, session, _shapes(engine.sidecar, shapes or {}, batch), data, recipe)
+        wanted = _shapes(engine.sidecar, shapes or {}, batch)
+        feeds, fed = feeds_of(engine.sidecar, session, wanted, data, recipe)
+        given = _shapes_of(feeds, wanted if shapes or batch is not None else {}, fed)
         progress("warming up", None)
         warmup = _warmed(partial(session.run, feeds))
         timed = stack.enter_context(session_of(engine, str(path), profiling=True)) if layers else None
         found = _rounds(session, timed, feeds, duration_s, progress)
         after = conditions(engine.sidecar.backend)
-        asked = {name: array.shape for name, array in feeds.items()}  # real samples may be of another size
-        taken, unknown = memory_of(path, engine.sidecar, session, asked, trust) if memory else (UNWEIGHED, "")
-        return _report(
-            path,
-            engine.sidecar,
-            found,
-            device=session.device,
-            shapes=asked,
-            data=fed,
-            load_ms=load_ms,
-            memory=taken,
-            conditions={"before": before, "after": after},
-            notes=(unknown,),
-            **warmup,
-        )
+        taken, unknown = memory_of(path, engine.sidecar, session, given, trust) if memory else (UNWEIGHED, "")
+        about = {"device": session.device, "shapes": given, "data": fed, "load_ms": load_ms, "memory": taken, **warmup}
+        circumstances = {"before": before, "after": after}
+        return _report(path, engine.sidecar, found, conditions=circumstances, notes=(unknown,), **about)
 
 
 def _report(
@@ -191,6 +182,7 @@ def _shapes(sidecar: Sidecar, asked: Mapping[str, Shape], batch: int | None) -> 
     """The shape of every input: as asked, else what the engine is best at, at the batch that was asked for.
 
     Raises:
+        InputError: a shape that the engine does not take.
         UsageError: a shape of an input that is not there, or a batch beside shapes.
     """
     shapes = {name: tuple(spread.opt) for name, spread in sidecar.profile.items()}
@@ -200,9 +192,28 @@ def _shapes(sidecar: Sidecar, asked: Mapping[str, Shape], batch: int | None) -> 
         known = next(iter(shapes)) if name == "" and len(shapes) == 1 else name
         if known not in shapes:
             raise UsageError(f"the engine has no input {name!r}; {did_you_mean(name, list(shapes))}")
-        shapes[known] = shape
+        shapes[known] = tuple(shape)
     if batch is not None:
         shapes = {name: (batch, *shape[1:]) if shape else shape for name, shape in shapes.items()}
+    for name, spread in sidecar.profile.items():
+        if not spread.contains(shapes[name]):  # before as many numbers are drawn
+            raise InputError(f"input {name!r}: expected shape {spread}, got {format_shape(shapes[name])}")
+    return shapes
+
+
+def _shapes_of(feeds: Mapping[str, Array], asked: Mapping[str, Shape], fed: str) -> dict[str, Shape]:
+    """The shapes of what is fed; real samples may be of other sizes than the engine is best at.
+
+    Raises:
+        UsageError: they are of other sizes than were asked for.
+    """
+    shapes = {name: array.shape for name, array in feeds.items()}
+    for name, shape in asked.items():
+        if shapes.get(name, shape) != shape:
+            wanted, found = format_shape(shape), format_shape(shapes[name])
+            raise UsageError(
+                f"input {name!r} was asked for as {wanted}, and {fed} is {found}: leave one of the two out"
+            )
     return shapes
 
 
@@ -248,6 +259,7 @@ def _rounds(
         if place >= FEWEST_ROUNDS and time.perf_counter() - began - reading_s > PATIENCE * duration_s:
             break  # of an engine that runs for longer than a turn
         progress("measuring", place / ROUNDS)
+        rest()  # whose energy is not a run's
         level, start = power.read() if power else 0.0, time.perf_counter()
         found.plain.append(turn(partial(session.run, feeds), duration_s / ROUNDS, seen))
         if power:

@@ -81,15 +81,14 @@ def _ran(readings: Sequence[LayerTimes]) -> tuple[list[RawLayer], list[list[list
     kept = [
         name for name, turns in times.items() if statistics.median([t for turn in turns for t in turn] or [0.0]) > 0
     ]
-    known = list(names.values())
     places = {name: place for place, name in enumerate(kept)}
-
-    def reads(layer: RawLayer) -> set[int]:
-        """The kept layers that one reads, behind those that are not kept too."""
-        sources = (known[place] for place in layer.reads)
-        return set().union(*({places[s.name]} if s.name in places else reads(s) for s in sources))
-
-    raw = [replace(names[name], reads=tuple(sorted(reads(names[name])))) for name in kept]
+    raw: list[RawLayer] = []
+    seen_as: list[set[int]] = []  # the kept layers that one stands for: itself, or where it is not kept, what it reads
+    for name, layer in names.items():
+        sources = set().union(*(seen_as[place] for place in layer.reads if place < len(seen_as)))
+        seen_as.append({places[name]} if name in places else sources)
+        if name in places:
+            raw.append(replace(layer, reads=tuple(sorted(sources))))
     return raw, [times[name] for name in kept]
 
 
@@ -186,14 +185,14 @@ def _explained(sums: Reconciliation, layers: int, averaged: int) -> Iterator[str
         off = f"{1e3 * sums.taken_off_ms:.1f} us"
         yield f"timing takes {off} within each layer, which was taken off: the fastest are uncertain by as much"
     least = NEGLIGIBLE * sums.whole_ms
-    if sums.uneven_ms > least:
+    if sums.layers_ms > sums.whole_ms + least:
+        more = f"{sums.layers_ms - sums.whole_ms:.3f} ms more than the whole"
+        yield f"together they take {more}: some run beside others, or timing slows them"
+    elif sums.uneven_ms > least:
         yield f"in one run they take {sums.uneven_ms:.3f} ms more: what disturbs runs hits other layers each time"
     if sums.outside_ms > least:
         rest = "feeding, reading, dispatch, and layers shorter than the clock's step"
         yield f"{sums.outside_ms:.3f} ms lie outside: {rest}"
-    elif sums.outside_ms < -least:
-        more = f"{-sums.outside_ms:.3f} ms more than the whole"
-        yield f"together they take {more}: some run beside others, or timing slows them"
     slower = sums.instrumented_ms / sums.whole_ms - 1
     yield f"a run with every layer timed takes {sums.instrumented_ms:.3f} ms, {100 * slower:+.0f} %"
     if averaged > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from edgeattn.backends import backend_named, session_of
 from edgeattn.backends.base import BuildConfig, Session
-from edgeattn.engine import Sidecar, read_engine
+from edgeattn.engine import Sidecar, read_engine, read_sidecar
 from edgeattn.errors import one_line
 from edgeattn.graph import Graph
 from edgeattn.profile.report import Memory
@@ -50,24 +51,27 @@ def memory_of(
             check=True,
             timeout=LIMIT_S,
         )
-        peak = int(done.stdout)
+        peak, running = map(int, done.stdout.split())
     except (OSError, ValueError, subprocess.SubprocessError) as err:
         said = getattr(err, "stderr", None) or err
         return Memory(weights, None, None), f"peak memory is not known: a process of its own failed ({one_line(said)})"
-    return Memory(weights, max(0, peak - (weights or 0)), peak), ""
+    return Memory(weights, max(0, running - (weights or 0)), peak), ""
 
 
-def _peak(asked: Mapping[str, Any]) -> int:
-    """Bytes that this process grows by at most while it loads and runs an engine."""
+def _peaks(asked: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes that this process grows by at most, from loading an engine on, and while it runs."""
     path = Path(asked["engine"])
-    engine = read_engine(path, asked["trust"])
-    _start(engine.sidecar)
+    _start(read_sidecar(path, asked["trust"]))
     before = _resident("VmRSS")
-    with session_of(engine, str(path)) as session:
+    with session_of(read_engine(path, asked["trust"]), str(path)) as session:
         feeds = random_feeds(session.inputs, {name: tuple(shape) for name, shape in asked["shapes"].items()}, 0)
+        loading = _resident("VmHWM")
+        with contextlib.suppress(OSError):  # then loading counts as running
+            Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM begin again
         for _ in range(3):
             session.run(feeds)
-    return _resident("VmHWM") - before
+        running = _resident("VmHWM")
+    return max(loading, running) - before, running - before
 
 
 def _start(sidecar: Sidecar) -> None:
@@ -90,5 +94,5 @@ def _resident(key: str) -> int:
 
 
 def main() -> None:
-    """Print the peak of what the first argument asks for: the program of the process of its own."""
-    print(_peak(json.loads(sys.argv[1])))
+    """Print the peaks of what the first argument asks for: the program of the process of its own."""
+    print(*_peaks(json.loads(sys.argv[1])))

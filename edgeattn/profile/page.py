@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeattn.reports.latency import LatencyReport
     from edgeattn.reports.svg import Row
 
-__all__ = ["embedded", "profile_page"]
+__all__ = ["embedded", "profile_page", "two_lines"]
 
 KINDS = 7  # kinds of layers that have colours of their own
 CARDS = 12  # blocks that are shown unfolded, and groups that have bars
@@ -125,14 +125,14 @@ def _layers(report: ProfileReport) -> Markup:
 def _layer(layer: Layer) -> tuple[Cell, ...]:
     nodes = ", ".join(_few(layer.nodes))
     return (
-        _two(layer.name, layer.kernel),
+        two_lines(layer.name, layer.kernel),
         layer.kind,
         layer.precision,
         f"{layer.median_ms:.4f}",
         f"{layer.p90_ms:.4f}",
         f"{100 * layer.share:.1f} %",
         _lines(_few(tuple(map(format_shape, layer.output_shapes)))),
-        _two(layer.attention or layer.module, "" if nodes == layer.name else nodes),
+        two_lines(layer.attention or layer.module, "" if nodes == layer.name else nodes),
     )
 
 
@@ -145,7 +145,7 @@ def _lines(items: tuple[str, ...]) -> str:
     return element("span", *(element("div", item) for item in items)) if len(items) > 1 else "".join(items)
 
 
-def _two(first: str, second: str) -> str:
+def two_lines(first: str, second: str) -> str:
     """Two lines in a cell, the second one small."""
     return element("span", first, element("small", second), class_="two") if second else first
 
@@ -218,7 +218,8 @@ def _sums(report: ProfileReport) -> Markup:
     rows = [
         ("the engine, as it is", sums.whole_ms, _ms(sums.whole_ms), "bar"),
         ("timed layer by layer", sums.instrumented_ms, _ms(sums.instrumented_ms), "soft"),
-        ("sum of its layers", sums.layers_ms, _ms(sums.layers_ms), "soft"),
+        ("its layers in one run", sums.together_ms, _ms(sums.together_ms), "soft"),
+        ("sum of their medians", sums.layers_ms, _ms(sums.layers_ms), "soft"),
     ]
     return section("Do the layers add up?", element("figure", bars(rows)), _list(sums.explanation))
 

@@ -141,7 +141,8 @@ def _checked(items: Sequence[Kept]) -> tuple[Kept, ...]:
     """Values whose fields are of the types that they say."""
     for name, kind in get_type_hints(type(items[0])).items() if items else ():
         for item in items:
-            if not isinstance(getattr(item, name), kind):
+            value = getattr(item, name)
+            if not isinstance(value, kind) or (isinstance(value, int) and abs(value) >= 2**63):
                 raise TypeError(f"{name} of {quote(item)}")
     return tuple(items)
 

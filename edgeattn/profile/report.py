@@ -82,7 +82,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: the weights stored in the plan, the most a process grew by when it loaded and ran it, and the rest."""
+    """Bytes: the weights stored in the plan, the most that a process holds beyond them while it runs, and at all.
+
+    Loading may take more than running: then the plan is there as well as what was made of it.
+    """
 
     weights: int | None
     activations: int | None
@@ -361,8 +364,8 @@ def _without(block: Block) -> str:
 
 
 def _csv_cell(value: object) -> object:
+    if isinstance(value, tuple):
+        value = " ".join(format_shape(item) if isinstance(item, tuple) else str(item) for item in value)
     if isinstance(value, str):  # a spreadsheet takes what begins so for a formula
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t")) else value
-    if not isinstance(value, tuple):
-        return "" if value is None else value
-    return " ".join(format_shape(item) if isinstance(item, tuple) else str(item) for item in value)
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return "" if value is None else value

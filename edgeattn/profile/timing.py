@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeattn.reports.latency import LatencyReport, latency_report
 
-__all__ = ["Turns", "measure", "measure_turns", "median_interval", "turn"]
+__all__ = ["Turns", "measure", "measure_turns", "median_interval", "rest", "turn"]
 
 TURN_S = 0.05
 LONGEST_SPIN_S, LOOK_S = 0.2, 0.001  # how long threads of whoever ran before are waited for
@@ -50,6 +50,7 @@ def measure_turns(
     warmup_s: float = 0.2,
     duration_s: float = 1.0,
     min_runs: int = 10,
+    min_turns: int = 1,
 ) -> dict[str, Turns]:
     """Run callables in turns of 50 ms, so that a disturbance hits them all; the n-th turns of all belong together."""
     for run in callables.values():
@@ -59,25 +60,21 @@ def measure_turns(
             run()
     found: dict[str, Turns] = {name: [] for name in callables}
     end = time.perf_counter() + duration_s * len(callables)
-    fewest = 0 if callables else min_runs
-    while time.perf_counter() < end or fewest < min_runs:
+    while callables and not (time.perf_counter() >= end and _enough(found, min_runs, min_turns)):
         for name, run in callables.items():
             found[name].append(turn(run, TURN_S))
-        fewest = min((sum(map(len, turns)) for turns in found.values()), default=min_runs)
     return found
+
+
+def _enough(found: Mapping[str, Turns], min_runs: int, min_turns: int) -> bool:
+    return all(len(turns) >= min_turns and sum(map(len, turns)) >= min_runs for turns in found.values())
 
 
 def turn(
     run: Callable[[], object], seconds: float, seen: Callable[[int, int], object] = lambda start, spent: None
 ) -> list[int]:
-    """Run for some time, at least once, after one run that does not count; `seen` gets each run's start and length.
-
-    It begins when the threads of whoever ran before rest: on a few cores, ONNX Runtime's workers would take half of a
-    turn with waiting for more to do, and what runs beside them looks several times as slow as it is.
-    """
-    end = time.perf_counter() + LONGEST_SPIN_S
-    while _others_run() and time.perf_counter() < end:
-        time.sleep(LOOK_S)
+    """Run for some time, at least once, after one run that does not count; `seen` gets each run's start and length."""
+    rest()
     run()
     times: list[int] = []
     end = time.perf_counter() + seconds
@@ -87,6 +84,17 @@ def turn(
         times.append(time.perf_counter_ns() - start)
         seen(start, times[-1])
     return times
+
+
+def rest() -> None:
+    """Wait until the threads of whoever ran before rest.
+
+    On a few cores, ONNX Runtime's workers take half of the next turn with waiting for more to do, and what runs beside
+    them looks several times as slow as it is.
+    """
+    end = time.perf_counter() + LONGEST_SPIN_S
+    while _others_run() and time.perf_counter() < end:
+        time.sleep(LOOK_S)
 
 
 def _others_run() -> bool:

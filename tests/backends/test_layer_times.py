@@ -114,6 +114,16 @@ def test_what_runs_in_a_loop_is_part_of_it() -> None:
     assert times.rows == ((50_000.0, 7_000.0),)
 
 
+def test_kernels_of_one_name_are_layers_of_their_own() -> None:
+    run = [kernel("same", 10, 5, node_index="3"), kernel("same", 20, 7, node_index="4"), kernel("", 30, 1)]
+    times = onnxruntime_profile.layer_times([[], run], {"same": "same"})
+    assert [(layer.name, layer.origins) for layer in times.layers] == [
+        ("same_3", ("same",)),
+        ("same_4", ("same",)),
+        ("MatMul_0", ()),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "origin"),
     [

@@ -31,7 +31,7 @@ TOLERANCE = tolerance_for("float32").floor
 
 def exported(module: nn.Module, shapes: tuple[tuple[int, ...], ...], folder: Path) -> Graph:
     specs = tuple(TensorSpec(f"x{place}", "float32", shape) for place, shape in enumerate(shapes))
-    export_model(Model(module.eval(), specs), folder / "m.onnx", check=False)
+    export_model(Model(module.eval(), specs), folder / "m.onnx", exporter="torchscript", check=False)
     return load_graph(folder / "m.onnx")
 
 

@@ -15,6 +15,7 @@ from edgeattn.build import build_engine
 from edgeattn.cli import main
 from edgeattn.errors import InputError, UsageError
 from edgeattn.graph import Graph, save_graph
+from edgeattn.profile import compare, timing
 from edgeattn.profile import engine as engine_module
 from edgeattn.profile.compare import ComparisonReport, compare_engines, compare_profiles
 from edgeattn.profile.engine import profile_engine
@@ -87,8 +88,15 @@ def test_other_shapes_are_no_baseline() -> None:
 
 
 @pytest.fixture
-def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few runs, and no process of its own to see how much memory a run takes."""
     monkeypatch.setattr(engine_module, "WARMUP_S", 0.0)
+    monkeypatch.setattr(engine_module, "STEADY_RUNS", 3)
+    monkeypatch.setattr(engine_module, "ROUNDS", engine_module.FEWEST_ROUNDS)
+    monkeypatch.setattr(engine_module, "memory_of", lambda *_: (engine_module.UNWEIGHED, ""))
+    monkeypatch.setattr(compare, "LEAST_S", 0.2)
+    monkeypatch.setattr(timing, "TURN_S", 0.01)
+    monkeypatch.setattr(timing, "LONGEST_SPIN_S", 0.01)
 
 
 def built(graph: Graph, path: Path, backend: str = "onnxruntime") -> Path:
@@ -105,24 +113,25 @@ def products(count: int) -> Graph:
     return graph_of(nodes, *ends, {"w": np.eye(192, dtype=np.float32)})
 
 
-@pytest.mark.usefixtures("_warm")
+@pytest.mark.usefixtures("_quick")
 def test_two_backends_are_compared_block_by_block(tmp_path: Path) -> None:
     graph = self_attention(batch=1, tokens=193, dim=8).graph
     engine = built(graph, tmp_path / "a.engine")
     baseline = built(graph, tmp_path / "<script>alert(1)", "openvino")
-    report = compare_engines(engine, baseline, duration_s=0.2, memory=False)
+    report = compare_engines(engine, baseline, duration_s=0.1, memory=False)
     assert report.turns >= 2
     assert report.interval[0] <= report.ratio <= report.interval[1]
     block = next(item for item in report.differences if item.by == "block")
     assert block.layers
     assert block.baseline_layers
     assert any("is run by function body, in the baseline by OpenVINO" in why for why in block.why)
+    assert any(note.startswith("layers add up to ") for note in report.notes)
     page = report.to_html()
     assert "SoftmaxAttention" in page
     assert "<script>alert" not in page
 
 
-@pytest.mark.usefixtures("_warm")
+@pytest.mark.usefixtures("_quick")
 def test_of_two_engines_in_turns_the_slower_one_fails(tmp_path: Path) -> None:
     slow, fast = (built(products(count), tmp_path / f"{count}.engine") for count in (20, 1))
     report = compare_engines(slow, fast, max_slowdown=0.05, duration_s=0.1, layers=False, memory=False)
@@ -130,7 +139,7 @@ def test_of_two_engines_in_turns_the_slower_one_fails(tmp_path: Path) -> None:
     assert report.turns >= 6
 
 
-@pytest.mark.usefixtures("_warm")
+@pytest.mark.usefixtures("_quick")
 def test_an_engine_that_is_slower_than_a_saved_profile_ends_with_three(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +151,7 @@ def test_an_engine_that_is_slower_than_a_saved_profile_ends_with_three(
     assert "FAILED: it takes " in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("_warm")
+@pytest.mark.usefixtures("_quick")
 def test_a_saved_profile_is_a_baseline_and_every_export_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +160,7 @@ def test_a_saved_profile_is_a_baseline_and_every_export_is_written(
     saved.write_text(json.dumps(profile_engine(engine, duration_s=0.1, layers=False, memory=False).to_json()))
     flags = ("trace", "export-profile", "exportLayerInfo", "export-times", "json")
     files = {flag: tmp_path / f"{flag}.json" for flag in flags}
-    options = ["--duration", "0.2", "-q", *(word for flag in flags for word in (f"--{flag}", str(files[flag])))]
+    options = ["--duration", "0.1", "-q", *(word for flag in flags for word in (f"--{flag}", str(files[flag])))]
     assert main(["profile", str(engine), "--compare", str(saved), "--max-slowdown", "900%", *options]) == 0
     assert "did not run in turn" in capsys.readouterr().out
     found = {flag: json.loads(path.read_text()) for flag, path in files.items()}

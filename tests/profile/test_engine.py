@@ -19,7 +19,7 @@ from edgeattn.build import build_engine
 from edgeattn.cli import main
 from edgeattn.engine import sidecar_path
 from edgeattn.errors import InputError, UsageError
-from edgeattn.profile import ProfileReport, engine, grouped, profile_engine
+from edgeattn.profile import ProfileReport, engine, grouped, profile_engine, timing
 from edgeattn.profile.saved import read_profile
 from tests.graphs import self_attention
 
@@ -39,6 +39,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WARMUP_S", 0.0)
     monkeypatch.setattr(engine, "ROUNDS", 6)
+    monkeypatch.setattr(engine, "STEADY_RUNS", 4)
+    monkeypatch.setattr(timing, "LONGEST_SPIN_S", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_a_profile_times_the_whole_and_its_layers(report: ProfileReport) -> None
     assert report.interval_ms[0] <= report.latency.p50_ms <= report.interval_ms[1] * (1 + 1e-9)
     assert report.load_ms > 0
     assert report.first_run_ms > 0
-    assert report.warmup_runs >= 2 * engine.STEADY_RUNS
+    assert report.warmup_runs >= 8  # twice as many as are compared
     assert report.layers
     assert report.layer_runs > 0
     assert sum(layer.share for layer in report.layers) == pytest.approx(1)
@@ -98,16 +100,17 @@ def test_json_csv_and_table_hold_the_layers(report: ProfileReport, tmp_path: Pat
 
 
 def test_a_formula_in_a_name_stays_text_in_a_spreadsheet(report: ProfileReport) -> None:
-    hostile = replace(report.layers[0], name='=HYPERLINK("evil")', module="+1")
+    hostile = replace(report.layers[0], name='=HYPERLINK("evil")', module="+1", nodes=("@a", "b"))
     (row,) = csv.DictReader(io.StringIO(replace(report, layers=(hostile,)).to_csv()))
     assert row["name"] == '\'=HYPERLINK("evil")'
     assert row["module"] == "'+1"
+    assert row["nodes"] == "'@a b"
 
 
 def test_the_same_engine_twice_agrees_within_its_own_interval(built: Path) -> None:
     """Of several tries, since a machine that something else loads for a second is another machine."""
     for _ in range(5):
-        first, second = (profile_engine(built, duration_s=0.3, memory=False) for _ in range(2))
+        first, second = (profile_engine(built, duration_s=0.15, memory=False) for _ in range(2))
         whole = overlap(first.interval_ms, second.interval_ms)
         theirs = {layer.name: layer.interval_ms for layer in second.layers}
         pairs = [(layer.interval_ms, theirs[layer.name]) for layer in first.layers if layer.name in theirs]
@@ -146,12 +149,16 @@ def test_real_samples_are_fed(built: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=np.ones((2, 33, 16), np.float32))
     found = profile_engine(built, data=tmp_path / "b.npz", duration_s=0.01, layers=False, memory=False)
     assert found.shapes == {"x": (2, 33, 16)}
+    with pytest.raises(UsageError, match=r"asked for as 3x33x16, and .* is 2x33x16"):
+        profile_engine(built, data=tmp_path / "b.npz", batch=3, duration_s=0.01, layers=False, memory=False)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"batch": 9}, InputError, "x"),
+        ({"batch": 9}, InputError, "input 'x': expected shape .* got 9x33x16"),
+        ({"batch": 10**12}, InputError, "expected shape"),
+        ({"shapes": {"x": (-1, 33, 16)}}, InputError, "got -1x33x16"),
         ({"shapes": {"y": (1, 33, 16)}}, UsageError, "no input 'y'"),
         ({"shapes": {"x": (1, 33, 16)}, "batch": 1}, UsageError, "give one of the two"),
         ({"recipe": "r.toml"}, UsageError, "a recipe is about real samples"),
@@ -185,7 +192,10 @@ def test_an_engine_built_before_provenance_still_profiles(built: Path, tmp_path:
     assert any("build it again" in note for note in found.notes)
 
 
-def test_the_command_prints_and_writes(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "memory_of", lambda *_: (engine.UNWEIGHED, ""))
     outputs = {flag: tmp_path / f"p.{flag}" for flag in ("json", "html")}
     words = [word for flag, path in outputs.items() for word in (f"--{flag}", str(path))]
     assert main(["profile", str(built), "--duration", "0.1", "--batch", "2", "--no-layers", "-q", *words]) == 0

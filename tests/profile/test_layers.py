@@ -50,6 +50,14 @@ def test_layers_that_take_no_time_are_left_out_and_read_through() -> None:
     assert found[1].nodes == ("b", "c")  # those of its reader, through the one that is left out
 
 
+def test_any_number_of_layers_is_read_through() -> None:
+    """As of sizes that are computed in a graph with dynamic shapes, each from the two before it."""
+    chain = tuple(raw(f"size{place}", reads=(max(0, place - 1), max(0, place - 2))) for place in range(1, 3000))
+    layers = (raw("a"), *chain, raw("b", reads=(2998, 2999)))
+    found, _ = layers_of(readings((1.0, *[0.0] * 2999, 2.0), layers=layers), NODES, 99.0, 1, False)
+    assert [layer.name for layer in found] == ["a", "b"]
+
+
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=8), st.floats(0.05, 2))
 def test_what_the_instrument_takes_is_taken_off_alike(times: list[float], ratio: float) -> None:
     whole = ratio * sum(times)

@@ -105,6 +105,7 @@ def packed(text: str) -> str:
         {"nodes": packed('[["relu", "", "", -1]]')},
         {"nodes": packed('[["relu", "", "", -1, "0"]]')},
         {"nodes": packed('[["relu", 3, "", -1, 0]]')},
+        {"nodes": packed(f'[["relu", "", "", -1, {10**400}]]')},
         {"attention": [{}]},
         {"attention": [dict.fromkeys(COSTS, 1.5) | dict.fromkeys(WORDS, "a")]},
         {"attention": [dict.fromkeys(COSTS) | dict.fromkeys(WORDS, 7)]},

@@ -84,6 +84,11 @@ def test_turns_of_all_belong_together() -> None:
     assert measure_turns({}, duration_s=0.0) == {}
 
 
+def test_there_are_as_many_turns_as_asked_for_however_long_they_take() -> None:
+    found = measure_turns({"a": lambda: time.sleep(0.001)}, warmup_s=0.0, duration_s=0.0, min_runs=1, min_turns=4)
+    assert len(found["a"]) == 4
+
+
 @given(st.lists(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), min_size=1, max_size=12))
 def test_the_interval_holds_the_median_and_nothing_beyond_what_was_measured(turns: list[list[float]]) -> None:
     low, high = median_interval(turns)
