@@ -308,7 +308,8 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
         if not (spread.contains(array.shape) if spread else _admits(spec, array.shape)):
             expected = str(spread) if spread else format_shape(spec.shape)
             raise InputError(f"input {name!r}: expected shape {expected}, got {format_shape(array.shape)}")
-        checked[name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        checked[name] = array.view(numpy_dtype(spec.dtype))  # C's long long equals int64, but OpenVINO knows one only
     return checked
 
 

@@ -211,7 +211,12 @@ def test_feeds_come_back_contiguous_and_equal() -> None:
 
 def test_feeds_that_fit_are_not_copied() -> None:
     feed = np.zeros((2, 8), np.int64)
-    assert check_feeds([TOKENS], PROFILE, {"tokens": feed})["tokens"] is feed
+    assert np.shares_memory(check_feeds([TOKENS], PROFILE, {"tokens": feed})["tokens"], feed)
+
+
+def test_a_long_long_becomes_the_int64_that_every_runtime_knows() -> None:
+    feed = np.zeros((2, 8), np.longlong)  # what ONNX Runtime returns
+    assert check_feeds([TOKENS], PROFILE, {"tokens": feed})["tokens"].dtype.num == np.dtype(np.int64).num
 
 
 def test_scalar_stays_a_scalar() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +24,18 @@ from edgeattn.bisect.remedies import Known, climb
 from edgeattn.bisect.report import BisectReport, Culprit, Rung, SectionParity
 from edgeattn.bisect.search import MOST_CULPRITS, culprit_in, failing_across, judged_sections
 from edgeattn.calibrate import observed_graph
-from edgeattn.data import Dataset, batches, load_recipe, open_data
+from edgeattn.data import Sample, batches
 from edgeattn.engine import Sidecar, read_sidecar
 from edgeattn.errors import InferenceError, InputError, UsageError
 from edgeattn.export import export_model
-from edgeattn.folding import feeding_recipe, fold_preprocess, folded_recipe
+from edgeattn.folding import fold_preprocess, folded_recipe
 from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.maps.rebuilt import Rebuilt, rebuilt
 from edgeattn.model import Model, load_model
 from edgeattn.parity import Reference, load_reference, reference_from_graph
 from edgeattn.parity.batches import at_opt, batch_size, take_rows
 from edgeattn.parity.deviation import Deviation
+from edgeattn.parity.files import samples_for, spread
 from edgeattn.parity.reference import on_pixels
 from edgeattn.profile import environment
 from edgeattn.tensors import TensorSpec, corners, format_shape, numpy_dtype, random_feeds
@@ -47,6 +48,7 @@ __all__ = ["BisectReport", "Culprit", "Rung", "SectionParity", "bisect_engine"]
 
 LADDER = 8  # builds that are left for remedies
 MOST_CASES = 4  # that fail, and are looked into
+KEPT = 16  # that remedies are judged on as well
 Progress = Callable[[str, "float | None"], None]
 
 
@@ -58,7 +60,7 @@ def bisect_engine(
     data: Path | None = None,
     recipe: Path | None = None,
     ranges: Path | None = None,
-    limit: int = 16,
+    limit: int | None = None,
     seed: int = 0,
     max_builds: int = 64,
     output: Path | None = None,
@@ -74,7 +76,7 @@ def bisect_engine(
         data: samples; without them, random input.
         recipe: how images become inputs.
         ranges: the table of ranges that an INT8 engine was built with, if it was.
-        limit: samples to look at.
+        limit: samples to look at, from all over the folder; without it all, until a few fail.
         seed: of random input.
         max_builds: sections and engines to build at most.
         output: where the graph goes that the chosen remedy is built from, if it is another than the engine's.
@@ -87,13 +89,13 @@ def bisect_engine(
     """
     sidecar = read_sidecar(engine, trust)
     with open_session(engine, trust) as session:
-        dataset = _samples(session, sidecar, data, recipe)
+        dataset = samples_for(sidecar, data, recipe) if data else None
         progress("reading", None)
         parts = rebuilt(engine, sidecar, ranges=ranges, data=dataset)
-        whole = _Whole(session, sidecar, load_reference(against, weights), _cases(session, dataset, limit, seed))
+        whole = _Whole(session, sidecar, load_reference(against, weights))
         about = BisectReport(str(engine), against, sidecar.backend, whole.precision, environment=environment())
         progress("comparing the whole", None)
-        failing, reasons = whole.failing()
+        failing, reasons = whole.failing(spread(dataset, limit) if dataset else (), seed)
         if not failing:
             return dataclasses.replace(about, notes=parts.notes)
         departs = _departs(parts, whole, failing)
@@ -106,7 +108,8 @@ def bisect_engine(
         report, graph = _climbed(bench, known, whole, about, progress)
     if output is not None and graph is not None:
         save_graph(graph, output)
-    notes = (*parts.notes, departs) if departs else parts.notes
+    unwritten = "" if output or graph is None else f"bisect -o {known.fixed} writes the graph that the remedy builds"
+    notes = (*parts.notes, *filter(None, (departs, unwritten)))
     return dataclasses.replace(report, where=tuple(case.where for case in failing), reasons=reasons, notes=notes)
 
 
@@ -140,13 +143,14 @@ def _climbed(
 
 
 class _Whole:
-    """The whole engine, or another of the same graph, against its original on all cases."""
+    """The whole engine, or another of its graph, against its original: on `cases`, those that fail and a few more."""
 
-    def __init__(self, session: Session, sidecar: Sidecar, reference: Reference, cases: Sequence[Case]) -> None:
+    def __init__(self, session: Session, sidecar: Sidecar, reference: Reference) -> None:
         folded = folded_recipe(sidecar.graph)
-        self.session, self.precision, self.cases = session, sidecar.precision.asked, cases
+        self.session, self.precision = session, sidecar.precision.asked
         self.reference = on_pixels(reference, folded) if folded else reference
-        self.truth = [self.reference.oracle(self.fed(case)) for case in cases]
+        self.cases: list[Case] = []
+        self.truth: list[list[Array]] = []
         self._own: dict[tuple[int, str], list[Array] | None] = {}
 
     def fed(self, case: Case) -> dict[str, Array]:
@@ -163,12 +167,27 @@ class _Whole:
             spec.name: case.feeds[old].astype(numpy_dtype(spec.dtype)) for spec, old in zip(specs, ours, strict=True)
         }
 
-    def failing(self) -> tuple[list[Case], tuple[str, ...]]:
-        """The cases at which the engine fails, few of many, and why, in words."""
-        found = [(case, self._judged(self.session, place, self.precision)[1]) for place, case in enumerate(self.cases)]
-        failing = [(case, why) for case, why in found if why]
-        reasons = dict.fromkeys(f"at {case.where}: {why[0]}" for case, why in failing[:MOST_CASES])
-        return [case for case, _ in failing[:MOST_CASES]], tuple(reasons)
+    def failing(self, samples: Iterable[Sample], seed: int) -> tuple[list[Case], tuple[str, ...]]:
+        """The cases at which the engine fails, few of many, and why: samples until enough do, then corners."""
+        why: dict[Case, str] = {}
+        for case in takewhile(lambda case: len(why) < MOST_CASES, _filled(self.session, samples)):
+            if found := self._looked_at(case):
+                why[case] = found[0]
+            elif len(self.cases) > KEPT:
+                self.cases.pop()
+                self.truth.pop()
+                self._own.pop((len(self.cases), self.precision), None)
+        for case in _corners(self.session, self.cases[0] if self.cases else None, seed):
+            if found := self._looked_at(case):
+                why[case] = found[0]
+        few = list(why)[:MOST_CASES]
+        return few, tuple(dict.fromkeys(f"at {case.where}: {why[case]}" for case in few))
+
+    def _looked_at(self, case: Case) -> tuple[str, ...]:
+        """Add a case, and say what is wrong there."""
+        self.truth.append(self.reference.oracle(self.fed(case)))
+        self.cases.append(case)
+        return self._judged(self.session, len(self.cases) - 1, self.precision)[1]
 
     def judge(self, session: Session, precision: str) -> tuple[float, tuple[str, ...]]:
         """The relative L2 error of the worst output over all cases, and what is wrong at any of them."""
@@ -199,36 +218,29 @@ class _Whole:
         return self._own[place, precision]
 
 
-def _samples(session: Session, sidecar: Sidecar, data: Path | None, recipe: Path | None) -> Dataset | None:
-    if data is None:
-        return None
-    specs = [TensorSpec(spec.name, spec.dtype, session.profile[spec.name].opt) for spec in session.inputs]
-    return open_data(data, specs, feeding_recipe(sidecar.graph, load_recipe(recipe) if recipe else None))
+def _filled(session: Session, samples: Iterable[Sample]) -> Iterator[Case]:
+    """Samples at the optimal shapes, repeated where the last are too few."""
+    size = batch_size(at_opt(session.profile), session.profile)
+    for names, feeds, _ in batches(samples, size):
+        rows = [row % len(names) for row in range(size)]
+        filled = take_rows(session.profile, feeds, rows)
+        yield Case(tuple(names[row] for row in rows), filled, ", ".join(names), True)
 
 
-def _cases(session: Session, dataset: Dataset | None, limit: int, seed: int) -> list[Case]:
-    """Samples at the optimal shapes, and every corner: samples repeated where these fit it, else random input."""
-    profile, opt = session.profile, at_opt(session.profile)
-    found, kept = [], None
-    for names, feeds, _ in batches(islice(dataset or (), limit), batch_size(opt, profile)):
-        kept = kept or (names, feeds)
-        rows = [row % len(names) for row in range(batch_size(opt, profile))]
-        filled = take_rows(profile, feeds, rows)
-        found.append(Case(tuple(names[row] for row in rows), filled, ", ".join(names), True))
-    for shapes in corners(profile):
-        if shapes == opt and found:
+def _corners(session: Session, sample: Case | None, seed: int) -> Iterator[Case]:
+    """Every corner: a sample repeated where it fits, else random input."""
+    for shapes in corners(session.profile):
+        if sample and shapes == at_opt(session.profile):
             continue
         where = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
-        size = batch_size(shapes, profile)
-        if kept:
-            names, feeds = kept
-            filled = take_rows(profile, feeds, [row % len(names) for row in range(size)])
+        size = batch_size(shapes, session.profile)
+        names = tuple(f"row {row}" for row in range(size))
+        if sample:
+            filled = take_rows(session.profile, sample.feeds, [row % len(sample.names) for row in range(size)])
             if all(filled[name].shape == shape for name, shape in shapes.items()):
-                found.append(Case(tuple(f"row {row}" for row in range(size)), filled, f"{where} (samples)", True))
+                yield Case(names, filled, f"{where} (samples)", True)
                 continue
-        feeds = random_feeds(session.inputs, shapes, seed)
-        found.append(Case(tuple(f"row {row}" for row in range(size)), feeds, f"{where} (random, seed {seed})", False))
-    return found
+        yield Case(names, random_feeds(session.inputs, shapes, seed), f"{where} (random, seed {seed})", False)
 
 
 def _departs(parts: Rebuilt, whole: _Whole, failing: Sequence[Case]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
@@ -141,16 +141,26 @@ class Layout:
         return min(central, key=lambda cut: (self.widths[cut], abs(2 * cut - first - last)), default=None)
 
     def name(self, section: Section) -> str:
-        """In words: the attention that a section is, the module around all of it, or its first and last node."""
+        """In words: the attention that a section is, or its first and last part and what module is around both."""
         nodes = self.steps[section.first : section.last]
         attentions = list(dict.fromkeys(filter(None, (node.metadata_props.get(ATTENTION) for node in nodes))))
         if len(attentions) == 1 and all(ATTENTION in node.metadata_props for node in nodes):
             return attentions[0]
-        levels = zip(*(modules_around(node) for node in nodes), strict=False)
-        around = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
-        ends = list(dict.fromkeys((label(nodes[0]), label(nodes[-1]))))
-        inside = f"{around[-1]}: " if around and around[-1] else ""
-        return inside + " to ".join(ends)
+        around = common_modules(nodes)
+        ends = dict.fromkeys(_part(node, len(around)) for node in (nodes[0], nodes[-1]))
+        told = not around or all(end.startswith(around[-1]) for end in ends)
+        return " to ".join(ends) if told else f"{around[-1]}: {' to '.join(ends)}"
+
+
+def common_modules(nodes: Sequence[ir.Node]) -> list[str]:
+    """The modules that all of some nodes are in, from the outermost in."""
+    levels = zip(*map(modules_around, nodes), strict=False)
+    return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+
+
+def _part(node: ir.Node, depth: int) -> str:
+    """What a node belongs to among the parts of a module at some depth: an attention, another module, or itself."""
+    return node.metadata_props.get(ATTENTION) or next(iter(modules_around(node)[depth:]), label(node))
 
 
 def label(node: ir.Node) -> str:

@@ -1,4 +1,4 @@
-"""What a bisection found as one HTML page: what breaks and what cures it, then the curve and the ladder."""
+"""What a bisection found as one HTML page: what breaks and what cures it, then the curve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALLEST, LARGEST = 1e-9, 10.0  # errors that the curve tells from none, and fro
 
 def bisect_page(report: BisectReport) -> str:
     """Draw the whole page."""
-    sections = (_head(report), _where(report), _sections(report), _culprits(report), _ladder(report))
+    sections = (_head(report), _where(report), _culprits(report), _ladder(report), _sections(report))
     about = section("Where it was measured", pairs(report.environment))
     title = f"Bisection of {PurePath(report.engine).name}: {report.first or ('passed' if report.passed else 'failed')}"
     return page(title, *(part for part in sections if part), about, data=report.to_json())

@@ -237,7 +237,7 @@ def climb(
                     "as it is": partial(session.run, feeds),
                     "otherwise": partial(other.run, same),
                 }
-                times = measure(runs, duration_s=TIMED_S)
+                times = measure(runs, warmup_s=TIMED_S / 2, duration_s=TIMED_S)
         except EdgeAttnError as err:
             yield dataclasses.replace(rung, why=str(err)), None
             continue

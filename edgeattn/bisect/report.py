@@ -46,17 +46,19 @@ class SectionParity:
 
 @dataclass(frozen=True)
 class Culprit:
-    """The fewest nodes of a failing section that still fail together, and how."""
+    """The fewest nodes of a failing section that still fail together, how, and the innermost module around them."""
 
     section: str
     nodes: tuple[str, ...]
     operators: tuple[str, ...]
     failures: tuple[str, ...]
+    module: str = ""
 
     def __str__(self) -> str:
         pairs = [f"{kind} {name!r}" for kind, name in zip(self.operators, self.nodes, strict=True)]
         shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
-        return f"{shown}: {'; '.join(self.failures[:1])}"
+        inside = f" in {self.module}" if self.module else ""
+        return f"{shown}{inside}: {'; '.join(self.failures[:1])}"
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,17 @@ class BisectReport:
     def verdict(self) -> str:
         """The last lines: what breaks first, and what to do."""
         if self.passed:
-            return f"PASSED: {self.engine} says what {self.against} says; there is nothing to look for"
+            return (
+                f"PASSED: {self.engine} says what {self.against} says on all it was shown; there is nothing to look for"
+            )
         failing = [section for section in self.sections if section.failures]
         if failing:
             more = f" (and {len(failing) - 1} more)" if len(failing) > 1 else ""
             what = "attention" if failing[0].kind == "attention" else "section"
             found = f"{what} {failing[0].name!r} breaks first{more}"
+        elif unknown := [section for section in self.sections if section.unknown]:
+            why = f"{unknown[0].name!r}: {unknown[0].unknown}"
+            found = f"no section that could be judged fails by itself; {len(unknown)} could not, first {why}"
         elif self.sections:
             found = f"no section fails by itself: errors add up, most of them in {self._steepest().name!r}"
         else:
@@ -165,10 +172,12 @@ class BisectReport:
         rungs = [
             (rung.remedy, "cures" if rung.cures else "fails" if rung.relative_l2 is not None else "cannot be built",
              "-" if rung.relative_l2 is None else number(rung.relative_l2),
-             "-" if rung.time_ratio is None else f"{rung.time_ratio:.2f}", rung.command if rung.cures else "")
+             "-" if rung.time_ratio is None else f"{rung.time_ratio:.2f}")
             for rung in self.ladder
         ]  # fmt: skip
-        yield table(rungs, ("remedy", "", "rel. L2", "time", "by"), "llrrl") if rungs else ""
+        yield table(rungs, ("remedy", "", "rel. L2", "time"), "llrr") if rungs else ""
+        others = [rung for rung in self.ladder if rung.cures and rung is not self.remedy]
+        yield table([(f"{rung.remedy}:", rung.command) for rung in others]) if others else ""
         yield self.verdict
 
     def to_json(self) -> dict[str, Any]:

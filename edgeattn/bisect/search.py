@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from edgeattn.bisect.bench import Bench
-from edgeattn.bisect.cuts import Section
+from edgeattn.bisect.cuts import Section, common_modules
 from edgeattn.bisect.report import Culprit, SectionParity
 
 MOST_SECTIONS = 32
@@ -68,6 +68,7 @@ def culprit_in(bench: Bench, section: Section, reserve: int) -> Culprit:
         tuple(node.name or "" for node in nodes),
         tuple(node.op_type for node in nodes),
         bench.judge(bench.layout.section(first, last)).failures,
+        next(iter(common_modules(nodes)[-1:]), ""),
     )
 
 

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--limit, --recipe and --task are about real samples; leave them out with --random")
     sources = (args.engine, sidecar_path(args.engine), args.against, args.weights, args.recipe)
     check_outputs((args.html, args.junit, args.markdown, args.json), sources)
+    maps = _maps(args) if args.maps else ()  # first: what it refuses should not cost a comparison
     with tempfile.TemporaryDirectory() as folder:
         report = compare_files(
             args.engine,
@@ -87,8 +88,7 @@ def run(args: argparse.Namespace) -> int:
             pictures=args.pictures,
             rebuilds=_rebuilt(args, Path(folder)) if args.rebuilds else (),
         )
-    if args.maps:
-        report = report.with_maps(_maps(args))
+    report = report.with_maps(maps)
     summary = partial(report.to_markdown, args.html.name if args.html else "")
     for path, text in ((args.html, report.to_html), (args.junit, report.to_junit), (args.markdown, summary)):
         if path is not None:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         print(f"edgeattn: report in {args.html}", file=sys.stderr)
     if not report.passed:
-        after_parity(args)
+        after_parity(args, report)
     return 0 if report.passed else GATE_FAILED
 
 
@@ -123,8 +123,12 @@ def _rebuilt(args: argparse.Namespace, folder: Path) -> list[Path]:
     from edgeattn.cli.progress import shown
     from edgeattn.engine import read_sidecar, write_engine
     from edgeattn.maps.rebuilt import rebuilt
+    from edgeattn.parity.files import samples_for
 
-    parts = rebuilt(args.engine, read_sidecar(args.engine, args.trust), ranges=args.ranges)
+    sidecar = read_sidecar(args.engine, args.trust)
+    observed = args.data and not args.ranges and sidecar.precision.asked == "int8"
+    data = samples_for(sidecar, args.data, args.recipe) if observed else None
+    parts = rebuilt(args.engine, sidecar, ranges=args.ranges, data=data)
     for note in parts.notes:
         print(f"edgeattn: {note}", file=sys.stderr)
     backend, paths = backend_named(parts.sidecar.backend), []

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,9 @@ import numpy as np
 
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Session
-from edgeattn.data import Dataset, load_recipe, open_data
+from edgeattn.data import batches
 from edgeattn.engine import Sidecar, read_sidecar
-from edgeattn.folding import feeding_recipe, folded_recipe
+from edgeattn.folding import folded_recipe
 from edgeattn.graph import Graph, load_graph
 from edgeattn.images import of_pixels
 from edgeattn.maps.compare import DISTRIBUTIONS, AttentionMap
@@ -27,9 +26,11 @@ from edgeattn.maps.rebuilt import rebuilt
 from edgeattn.maps.watch import Watch, watched
 from edgeattn.model import Model, load_model
 from edgeattn.parity import reference_from_graph
+from edgeattn.parity.batches import at_opt, batch_size, take_rows
+from edgeattn.parity.files import samples_for, spread
 from edgeattn.parity.report import MapParity
 from edgeattn.reports.text import number
-from edgeattn.tensors import TensorSpec, random_feeds
+from edgeattn.tensors import random_feeds
 from edgeattn.tolerance import tolerance_for
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def map_parity(
         data: samples; without them, one random input.
         recipe: how images become inputs.
         ranges: the table of ranges that the engine was built with, if it was.
-        limit: samples to look at.
+        limit: samples to look at, from all over the folder.
         seed: of the random input.
         trust: as in `open_session`.
 
@@ -75,14 +76,16 @@ def map_parity(
     """
     sidecar = read_sidecar(engine, trust)
     open_session(engine, trust).close()
-    dataset = _opened(data, recipe, sidecar) if data else None
+    dataset = samples_for(sidecar, data, recipe) if data else None
     parts = rebuilt(engine, sidecar, ranges=ranges, data=dataset)
     opened, watches = watched(parts.graph)
     if not watches:
         return ()
-    opt = {name: spread.opt for name, spread in sidecar.profile.items()}
+    opt = at_opt(sidecar.profile)
+    rows = [0] * batch_size(opt, sidecar.profile)
     if dataset:
-        samples = [_repeated(sample.feeds, opt) for sample in islice(dataset, limit)]
+        found = batches(spread(dataset, limit), 1)
+        samples = [take_rows(sidecar.profile, feeds, rows) for _, feeds, _ in found]
     else:
         samples = [random_feeds(sidecar.inputs, opt, seed)]
     original = _Original(against, weights, sidecar, opened)
@@ -105,16 +108,6 @@ def _compared(
             item.found = item.found and output in truth
             item.add(feeds, truth.get(output, like[output]), ours[output], like[output], own.get(output))
     return tuple(item.result(precision) for item in found)
-
-
-def _opened(data: Path, recipe: Path | None, sidecar: Sidecar) -> Dataset:
-    specs = [TensorSpec(spec.name, spec.dtype, sidecar.profile[spec.name].opt) for spec in sidecar.inputs]
-    return open_data(data, specs, feeding_recipe(sidecar.graph, load_recipe(recipe) if recipe else None))
-
-
-def _repeated(feeds: Feeds, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """A sample, repeated to the batch that the engine is fed."""
-    return {name: np.repeat(array, shapes[name][0], axis=0) for name, array in feeds.items()}
 
 
 class _Original:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from edgeattn.bisect.bench import part
 from edgeattn.bisect.cuts import FEWEST, Layout
 from edgeattn.calibrate import observed_graph
-from edgeattn.graph import Graph
+from edgeattn.graph import SCOPES, Graph
 from edgeattn.interpreter import run_as_written
 from tests.graphs import FLOAT, INT64, graph_of, self_attention
 from tests.precision.lowered import graphs
@@ -54,6 +54,16 @@ def test_an_attention_is_a_section_of_its_own() -> None:
     assert attention in named
     first, last = layout.attentions()[attention]
     assert layout.section(first, last).outputs == ("y",) or len(layout.section(first, last).outputs) == 1
+
+
+def test_a_section_over_several_modules_is_named_by_them() -> None:
+    nodes = [helper.make_node("Relu", [f"v{n}"], [f"v{n + 1}"], name=f"relu{n}") for n in range(4)]
+    graph = graph_of(nodes, [("v0", FLOAT, [2])], [("v4", FLOAT, [2])])
+    for node, scopes in zip(graph.model.graph, (["", "a", "a.0"], ["", "a", "a.1"], ["", "b"], [""]), strict=True):
+        node.metadata_props[SCOPES] = str([*scopes, node.name])
+    layout = Layout(graph, names(graph))
+    named = [layout.name(layout.section(*ends)) for ends in ((0, 1), (0, 2), (1, 3), (2, 4))]
+    assert named == ["a.0: relu0", "a.0 to a.1", "a to b", "b to relu3"]
 
 
 def test_it_is_cut_only_where_all_that_crosses_is_known() -> None:
