@@ -18,6 +18,11 @@ class Crew:
         self._lock = threading.Lock()
         self._failure: tuple[str, BaseException] | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error to raise."""
+        return self._failure is not None
+
     def start(self, stage: str, work: Callable[[], None]) -> None:
         """Start a thread that is called after its stage."""
         # Daemons, so that one that hangs in foreign code does not keep the process.
@@ -26,11 +31,22 @@ class Crew:
         thread.start()
 
     def join(self, timeout: float) -> tuple[str, ...]:
-        """Wait for all of them, `timeout` seconds at most; the stages of those that still work."""
+        """Wait for all others of them, `timeout` seconds at most; the stages of those that still work."""
         deadline = time.monotonic() + timeout
-        for thread in self._threads:
+        others = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in others:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return tuple(thread.name for thread in self._threads if thread.is_alive())
+        return tuple(thread.name for thread in others if thread.is_alive())
+
+    def attempt(self, stage: str, work: Callable[[], None]) -> bool:
+        """Do some work here and now, and keep its error if it is the first; whether there was none."""
+        try:
+            work()
+        except BaseException as err:
+            with self._lock:
+                self._failure = self._failure or (stage, err)
+            return False
+        return True
 
     def raise_failure(self) -> None:
         """Raise the first error, once; it says in which stage it was.
@@ -51,9 +67,5 @@ class Crew:
         raise EdgeAttnError(f"{stage} failed: {type(err).__name__}: {one_line(err)}") from err
 
     def _run(self, stage: str, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as err:
-            with self._lock:
-                self._failure = self._failure or (stage, err)
+        if not self.attempt(stage, work):
             self._stop()

@@ -55,6 +55,7 @@ class Custom:
         """Give no more pictures."""
         if not self._closed:
             self._closed = True
+            self._read = lambda timeout: None  # a generator that nobody else holds closes
             self._close()
 
 

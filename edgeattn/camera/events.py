@@ -17,7 +17,8 @@ from edgeattn.camera.outlets import Result
 from edgeattn.camera.reconnect import next_delay
 from edgeattn.errors import UsageError
 
-_PATIENCE = 2.0  # seconds for the program to read a line, and to end when it is asked to
+_PATIENCE = 2.0  # seconds for the program to read a line
+_ENDING = 0.8  # seconds for it to end when its input does, and as long again when it is told to: less than a pipeline's
 _STDERR = 2
 
 
@@ -86,7 +87,10 @@ class Command:
     def _start(self) -> None:
         self._began, self._stuck, self._rest = time.monotonic(), False, b""
         try:
-            self._child = subprocess.Popen(self._words, bufsize=0, stdin=subprocess.PIPE, stdout=_STDERR)
+            # In a session of its own: Ctrl-C is for us, and the program reads what is left.
+            self._child = subprocess.Popen(
+                self._words, bufsize=0, stdin=subprocess.PIPE, stdout=_STDERR, start_new_session=True
+            )
         except OSError as err:
             self._later(f"cannot start {self._words[0]}: {err.strerror}")
             return
@@ -138,7 +142,7 @@ class Command:
 def _waited(child: subprocess.Popen[bytes]) -> bool:
     """Whether a program ends by itself in a while."""
     try:
-        child.wait(_PATIENCE)
+        child.wait(_ENDING)
     except subprocess.TimeoutExpired:
         return False
     return True

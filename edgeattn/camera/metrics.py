@@ -17,8 +17,10 @@ STATES = ("connecting", "live", "stale", "backoff", "closed", "ended")
 _BY_SOURCE = ("source",)
 
 
-def serve_metrics(address: tuple[str, int], stats: Callable[[], Stats]) -> Server:
+def serve_metrics(address: tuple[str, int], stats: Callable[[], Stats], token: str | None = None) -> Server:
     """Answer Prometheus at `/metrics` of an address (see `serving.parse_address`) until the server is closed.
+
+    A `token` is asked of everybody, as Prometheus's `authorization` gives it.
 
     Raises:
         MissingDependencyError: prometheus_client is not installed.
@@ -30,7 +32,7 @@ def serve_metrics(address: tuple[str, int], stats: Callable[[], Stats]) -> Serve
     def metrics() -> Answer:
         return Answer(CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry))
 
-    return Server(address, {"/metrics": metrics})
+    return Server(address, {"/metrics": metrics}, token)
 
 
 def metrics_registry(stats: Callable[[], Stats]) -> CollectorRegistry:

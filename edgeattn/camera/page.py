@@ -64,11 +64,13 @@ function show(stats) {
   text("results", stats.results);
   text("frames", stats.frames);
   text("dropped", dropped.reduce((sum, [, count]) => sum + count, 0));
-  text("reasons", dropped.map(([reason, count]) => reason + " " + count).join(", "));
+  text("reasons", dropped.map(([reason, count]) => reason + " " + count).join(", ") || "none");
   for (const [name, stage] of Object.entries(stats.stages))
     for (const key of ["p50", "p95", "p99", "max"]) text(name + "-" + key, number(stage[key + "_ms"], 2));
   stats.sources.forEach((source, index) => {
-    text("state-" + index, source.state + (source.reconnects ? ", opened anew " + source.reconnects + " times" : ""));
+    const why = source.reason ? " (" + source.reason + ")" : "";
+    const again = source.reconnects ? ", opened anew " + source.reconnects + " times" : "";
+    text("state-" + index, source.state + why + again);
     const place = at("state-" + index);
     if (place) place.className = ["live", "ended"].includes(source.state.toLowerCase()) ? "good" : "bad";
   });
@@ -89,8 +91,10 @@ async function poll() {
 }
 document.querySelectorAll("img").forEach(view => {
   const again = wait => setTimeout(() => { view.src = view.dataset.from + "?again=" + Date.now(); }, wait);
+  const still = view.dataset.from.endsWith(".jpg");
   view.addEventListener("error", () => again(2000));
-  if (view.dataset.from.endsWith(".jpg")) view.addEventListener("load", () => again(200));
+  if (still) view.addEventListener("load", () => again(200));
+  if (view.complete && (still || !view.naturalWidth)) again(200);  // that was before anybody listened
 });
 poll();
 """

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +61,8 @@ class _Inferred:
 class Pipeline:
     """Iterate over it for results, once; a context manager. Threads start with the first of the two.
 
-    Of a live source, whoever iterates gets the newest result; of files, each one.
+    Of a live source, whoever iterates gets the newest result; of files, each one, for which the pipeline waits. Where
+    only sinks want results, `run`.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Pipeline:
         self._outlets = [Outlet(sink, self.live, self._meter) for sink in sinks]
         self._crew = Crew(self._stop)
         self._halt = threading.Event()
-        self._started = False
+        self._started = self._closed = False
 
     def attach(self, sink: Sink) -> None:
         """Add a sink, which may know the pipeline's `stats`, before the first frame is read.
@@ -120,6 +121,8 @@ class Pipeline:
             self._start()
             while (result := self._results.get()) is not None:
                 yield result
+            while not (self.live or self._closed or self._crew.failed) and self._crew.join(_POLL):
+                pass  # sinks of files get every result, however long they take
         finally:
             self.close()
         self._crew.raise_failure()
@@ -139,6 +142,7 @@ class Pipeline:
         Returns:
             The stages that are still at work after 2 s, such as a sink that hangs; they end with the process.
         """
+        self._closed = True
         self._results.close(discard=True)
         self._stop()
         if not self._started:
@@ -170,7 +174,7 @@ class Pipeline:
         """Read no more frames."""
         self._halt.set()
         for source in self.sources:
-            source.close()
+            self._crew.attempt(f"closing {source.uri}", source.close)
 
     def _capture(self, index: int) -> None:
         source, channel = self.sources[index], self._frames[index]
@@ -178,6 +182,7 @@ class Pipeline:
             while not self._halt.is_set() and time.monotonic() < self._until:
                 frame = source.read(_POLL)
                 if frame is not None:
+                    frame = replace(frame, source=self._meter.names[index])
                     self._meter.captured(index, frame)
                     self._meter.dropped(index, "newer", channel.put(frame))
         except EndOfStream:
@@ -186,9 +191,9 @@ class Pipeline:
             if not self._halt.is_set():  # a source that is closed while it reads may say anything
                 raise
         finally:
-            source.close()
             self._meter.ended(index)
             channel.close()
+            source.close()
 
     def _preprocess(self, index: int) -> None:
         try:

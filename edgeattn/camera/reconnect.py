@@ -178,9 +178,9 @@ class Reconnecting:
         self._set("backoff", "the stream ended" if isinstance(err, EndOfStream) else str(err))
 
     def _set(self, state: State, reason: str) -> None:
-        self.state, self.reason = state, reason
+        self.state, self.reason = state, reason.removeprefix(f"{self.uri}: ")
         if self._on_state:
-            self._on_state(state, reason)
+            self._on_state(state, self.reason)
 
 
 class _Connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -25,11 +25,21 @@ _FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_p
 _THREADS = 2  # the engine needs the others
 
 
+def track_path(path: Path, number: int) -> Path:
+    """The file of the source of this number, from 1."""
+    return path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+
+
 class Recording:
     """A sink that writes what `draw` makes of results to an MP4 file, at the times at which they were captured.
 
     The file is in fragments of 30 pictures, so that it plays up to the last of them after a crash as well. A second
     source goes to `NAME-2.mp4`, and so on. All pictures of a file have the size of its first one; others are fitted in.
+
+    Args:
+        path: the file.
+        draw: makes a picture of a result.
+        rates: frames a second of those sources that are read as fast as it goes, such as videos, by name.
 
     Raises:
         MissingDependencyError: PyAV is not installed.
@@ -37,8 +47,10 @@ class Recording:
         EdgeAttnError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, draw: Callable[[Result], Image]) -> None:
-        self._path, self._draw = Path(path), draw
+    def __init__(
+        self, path: str | Path, draw: Callable[[Result], Image], rates: Mapping[str, float] | None = None
+    ) -> None:
+        self._path, self._draw, self._rates = Path(path), draw, rates or {}
         if self._path.suffix.lower() != ".mp4":
             raise UsageError(f"{path} would be an MP4 by another name; call it {self._path.with_suffix('.mp4').name}")
         files.output_file(self._path)
@@ -52,13 +64,13 @@ class Recording:
 
     def __call__(self, result: Result) -> None:
         """Write one result."""
-        picture = self._draw(result)
-        source = result.frame.source
-        if source not in self._tracks:
-            number = len(self._tracks) + 1
-            path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
-            self._tracks[source] = _Track(path, picture.size, result.frame.captured_at)
-        self._tracks[source].write(picture, result.frame.captured_at)
+        picture, frame = self._draw(result), result.frame
+        rate = self._rates.get(frame.source)
+        at = frame.captured_at if rate is None else frame.index / rate
+        if frame.source not in self._tracks:
+            path = track_path(self._path, len(self._tracks) + 1)
+            self._tracks[frame.source] = _Track(path, picture.size, at)
+        self._tracks[frame.source].write(picture, at)
 
     def close(self) -> None:
         """Finish the files."""
@@ -86,14 +98,14 @@ class _Track:
         stream.codec_context.thread_count = _THREADS
         self._stream = stream
 
-    def write(self, picture: Image, captured_at: float) -> None:
+    def write(self, picture: Image, at: float) -> None:
         import av
         from PIL import ImageOps
 
         if picture.size != self._size:
             near = all(0 <= side - ours <= 1 for side, ours in zip(picture.size, self._size, strict=True))
             picture = picture.crop((0, 0, *self._size)) if near else ImageOps.pad(picture, self._size)
-        self._last = max(self._last + 1, round((captured_at - self._began) * _TICKS))
+        self._last = max(self._last + 1, round((at - self._began) * _TICKS))
         with _wrapped(self._path):
             frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
             frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)

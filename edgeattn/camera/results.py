@@ -31,7 +31,7 @@ _LABELS: tuple[Label, ...] = (0, np.zeros((1, 1), np.int64), np.zeros((0, 5)))  
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """The likeliest classes of a picture, best first: (class, probability)."""
+    """The likeliest classes of a picture, best first: (class, probability); none where no score is a number."""
 
     best: tuple[tuple[int, float], ...]
     names: tuple[str, ...] = ()
@@ -208,13 +208,21 @@ def _shapes(outputs: Mapping[str, Array]) -> str:
 def _raw_boxes(outputs: Mapping[str, Array]) -> tuple[str, str] | None:
     """The names of boxes (N, K, 4) and scores (N, K, classes) where the first two outputs are such."""
     (boxes, first), (scores, second) = [*outputs.items(), ("", np.empty(0)), ("", np.empty(0))][:2]
-    if first.ndim == second.ndim == 3 and first.shape[2] == 4 and first.shape[:2] == second.shape[:2]:
+    if (
+        first.ndim == second.ndim == 3
+        and first.shape[2] == 4
+        and first.shape[:2] == second.shape[:2]
+        and second.shape[2]
+    ):
         return boxes, scores
     return None
 
 
 def _best(scores: Array, top: int) -> tuple[tuple[int, float], ...]:
-    x = np.nan_to_num(scores.astype(np.float64).ravel(), posinf=_HUGE)
+    x = scores.astype(np.float64).ravel()
+    if np.isnan(x).all():
+        return ()
+    x = np.nan_to_num(x, nan=-_HUGE, posinf=_HUGE, neginf=-_HUGE)
     if x.min() < 0 or x.max() > 1 or abs(x.sum() - 1) > 0.01:
         x = np.exp(x - x.max())
         x /= x.sum()

@@ -86,7 +86,8 @@ class Server:
         local = _is_loopback(host)
         if not _TOKEN.fullmatch(token or ""):
             raise UsageError("a token is part of an address: make it of letters, digits and - . _ ~ alone")
-        self.token = token or ("" if local or token is None else secrets.token_urlsafe(16))
+        self._made_up = not local and token == ""
+        self.token = secrets.token_urlsafe(16) if self._made_up else token or ""
         self.names = _LOCAL_NAMES if local and not self.token else ()
         try:
             self._server = _Threaded(address, self, pages)
@@ -99,12 +100,16 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it is found, with the token if there is one."""
+        """Where it is found, see `url_of`."""
+        return self.url_of("/")
+
+    def url_of(self, path: str) -> str:
+        """Where a page is found, with the token if it was made up here: one that was given is no news, but a secret."""
         host, port = self._server.server_address[:2]
         host = str(host)
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
-        return f"http://{_named(host, int(port))}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://{_named(host, int(port))}{path}" + (f"?token={self.token}" if self._made_up else "")
 
     def close(self) -> None:
         """Answer no more."""
@@ -170,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self) -> bytes:
         """The request, or nothing where it is long, or slow: whoever sends a byte now and then holds a thread."""
         head, end = b"", time.monotonic() + self.timeout
+        part: bytes
         with suppress(OSError):
             while len(head) < _LONGEST_HEAD and (left := end - time.monotonic()) > 0:
                 self.connection.settimeout(left)
@@ -192,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.names and self._host() not in owner.names:
             self._refuse(HTTPStatus.FORBIDDEN, "ask for this by a name of this machine, such as localhost")
         elif owner.token and not self._knows(owner.token, given):
-            self._refuse(HTTPStatus.UNAUTHORIZED, "add ?token=... to the address, as the camera printed it")
+            self._refuse(HTTPStatus.UNAUTHORIZED, "add ?token=... to the address, as the camera says or was told")
         elif (page := self.server.pages.get(asked.path)) is None:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
         elif given and owner.token and asked.path == "/":  # from now on as a cookie, and not in the address

@@ -63,7 +63,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SourceStats:
-    """One source: its state in words, frames read and how many became results, and why the others did not.
+    """One source: its state in words and why it is in it, frames read and how many became results, and why not all.
 
     `dropped` counts by reason: `newer` (a newer frame took its place), `age` (older than allowed), `corrupt` (could
     not be decoded). `reconnects` is how often it was opened anew.
@@ -75,6 +75,7 @@ class SourceStats:
     results: int
     dropped: Mapping[str, int]
     reconnects: int
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -155,10 +156,19 @@ class _Times:
 
 
 class Meter:
-    """Counts, from any thread. `sources` are asked for their `state` and `corrupt` packets where they know them."""
+    """Counts, from any thread. `sources` are asked for their `state` and `corrupt` packets where they know them.
+
+    `names` tells them apart: two cameras of one address that differ in their passwords only have the same URI.
+    """
 
     def __init__(self, sources: Sequence[Any]) -> None:
         self._sources = sources
+        self.names: list[str] = []
+        seen: Counter[str] = Counter()
+        for source in sources:
+            uri = str(source.uri)
+            seen[uri] += 1
+            self.names.append(uri if seen[uri] == 1 else f"{uri} ({seen[uri]})")
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._stages = {name: _Times() for name in STAGES}
@@ -231,12 +241,13 @@ class Meter:
         corrupt = int(getattr(source, "corrupt", 0))
         dropped = self._dropped[index] + Counter(corrupt=corrupt, newer=max(0, self._gaps[index] - corrupt))
         return SourceStats(
-            uri=str(source.uri),
+            uri=self.names[index],
             state="ended" if self._over[index] else str(getattr(source, "state", "live")),
             frames=self._frames[index],
             results=self._results[index],
             dropped=dropped,
             reconnects=self._epochs[index],
+            reason="" if self._over[index] else str(getattr(source, "reason", "")),
         )
 
 

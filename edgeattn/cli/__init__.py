@@ -108,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="edgeattn",
         description="From a PyTorch vision model with attention to a verified engine.",
         allow_abbrev=False,

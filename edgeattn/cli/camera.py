@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HELP = "let an engine watch a camera, a stream or a video"
 _STATUS_S = 1.0  # between two lines on a terminal
+_FPS = 30.0  # of images in a folder, where they become a video
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sinks = parser.add_argument_group("where results go")
     sinks.add_argument("--preview", metavar="[HOST]:PORT", help="pictures and a dashboard for browsers")
     sinks.add_argument("--metrics", metavar="[HOST]:PORT", help="figures for Prometheus")
-    sinks.add_argument("--token", default="", help="asked of who looks from other machines (default: made up)")
+    sinks.add_argument(
+        "--token",
+        default="",
+        help="asked of who looks at either (default: made up for a preview that other machines see)",
+    )
     sinks.add_argument("--record", type=Path, metavar="FILE.mp4", help="write a video with the overlay")
     sinks.add_argument("--on-result", metavar="COMMAND", help="give a command each result on its stdin, as JSON")
     sinks.add_argument(
@@ -60,9 +65,14 @@ def run(args: argparse.Namespace) -> int:
         return _diagnose(args.json)
     if not args.source:
         raise UsageError("no source was given; name one with --source, such as csi://0, rtsp://... or test:")
-    check_outputs((args.record, args.json), (args.engine, args.recipe, args.classes))
     from edgeattn import camera
+    from edgeattn.camera.recording import track_path
     from edgeattn.camera.results import read_names
+    from edgeattn.camera.uri import parse
+
+    tracks = [track_path(args.record, 1 + index) for index in range(len(args.source))] if args.record else []
+    files = [uri.target for uri in map(parse, args.source) if uri.scheme == "file"]
+    check_outputs((*tracks, args.json), (args.engine, args.recipe, args.classes, *files))
 
     pipeline = camera.open(
         args.source,
@@ -100,15 +110,17 @@ def _attach_sinks(args: argparse.Namespace, pipeline: Pipeline, stack: contextli
     overlay = Overlay(pipeline.runner.recipe, pipeline.stats, watch)
     smaller = Overlay(pipeline.runner.recipe, pipeline.stats, watch, MOST_PIXELS)
     if args.metrics is not None:
-        server = serve_metrics(parse_address(args.metrics), pipeline.stats)
+        server = serve_metrics(parse_address(args.metrics), pipeline.stats, args.token or None)
         stack.callback(server.close)
-        _say(f"metrics at {server.url}metrics")
+        _say(f"metrics at {server.url_of('/metrics')}")
     if args.preview is not None:
         preview = Preview(parse_address(args.preview), smaller, pipeline.stats, args.token)
         pipeline.attach(preview)
         _say(f"preview at {preview.url}")
     if args.record is not None:
-        pipeline.attach(Recording(args.record, overlay))
+        sources = zip(pipeline.stats().sources, pipeline.sources, strict=True)
+        rates = {stats.uri: source.fps or _FPS for stats, source in sources if not source.live}
+        pipeline.attach(Recording(args.record, overlay, rates))
     if args.on_result is not None:
         pipeline.attach(Command(args.on_result))
     if args.json is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ def emit(report: Any, as_json: str | None) -> None:
         return
     from edgeattn import files
 
-    plain = _finite(report.to_json())
+    plain = files.finite(report.to_json())
     if as_json == "-":
         sys.stdout.write(files.json_text(plain))
     else:
@@ -66,12 +65,3 @@ def passed(text: str, as_json: str | None = None) -> None:
     """The last line of a command that checked what it made; it leaves stdout to JSON where that was asked for."""
     stream = sys.stderr if as_json == "-" else sys.stdout
     print(f"PASSED: {text}", file=stream)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for: an engine may well say nan."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

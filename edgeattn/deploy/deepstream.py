@@ -8,6 +8,7 @@ keys are the same in DeepStream 7 and 8.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def deploy_deepstream(
     notes = [*notes, *more, *library]
     files.output_file(output, engine)
     if found:
+        files.output_file(labels, engine, Path(names or ""))
         files.write_atomic(labels, found.encode())
     files.write_atomic(output, _written(engine, sidecar, {**about, **keys, **parsed}, notes).encode())
     return Deployed("deepstream", engine, (labels, output) if found else (output,), tuple(notes))
@@ -203,6 +205,14 @@ def _written(engine: Path, sidecar: Sidecar, keys: Keys, notes: list[str]) -> st
         "# There is no onnx-file: where the engine does not load, nothing else is to be built in its place.",
         *(f"# - {printable(note)}" for note in notes),
         "[property]",
-        *(f"{key}={value!r}" if isinstance(value, float) else f"{key}={value}" for key, value in keys.items()),
+        *(
+            f"{key}={value!r}" if isinstance(value, float) else f"{key}={_escaped(value)}"
+            for key, value in keys.items()
+        ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _escaped(value: str | int) -> str:
+    """A value as GLib's key files hold it."""
+    return re.sub("^ ", r"\\s", str(value).replace("\\", r"\\"))

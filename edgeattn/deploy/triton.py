@@ -83,7 +83,8 @@ def deploy_triton(
             files.write_atomic(folder / "config.pbtxt", text.encode())
     except OSError as err:
         raise EdgeAttnError(f"cannot write {folder}: {one_line(err)}") from err
-    return Deployed("triton", engine, (*written, folder / "config.pbtxt"), _notes(sidecar))
+    unused = ["Triton has names of classes for classifiers alone"] if names is not None and not labels else []
+    return Deployed("triton", engine, (*written, folder / "config.pbtxt"), (*_notes(sidecar), *unused))
 
 
 def _notes(sidecar: Sidecar) -> tuple[str, ...]:

@@ -128,6 +128,17 @@ def test_what_cannot_be_meant_is_refused_on_one_line(
     assert said in err[-1]
 
 
+@pytest.mark.parametrize("words", [["--record", "a.mp4"], ["--record", "b.mp4"], ["--json", "a.mp4.json"]])
+def test_no_source_is_overwritten(words: list[str], engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = ["a.mp4", "b-2.mp4", "file://a.mp4.json"]
+    for name in ("a.mp4", "b-2.mp4", "a.mp4.json"):
+        Path(name).write_text("film")
+    given = [word for source in sources for word in ("--source", source)]
+    assert main(["camera", engine, *given, *words]) == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert [Path(name).read_text() for name in ("a.mp4", "b-2.mp4", "a.mp4.json")] == ["film"] * 3
+
+
 @pytest.mark.parametrize(
     "words", [["--max-age", "-1"], ["--batch-wait", "x"], ["--frames", "0"], ["--duration", "inf"]]
 )

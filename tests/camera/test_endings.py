@@ -86,7 +86,56 @@ def test_a_sink_that_hangs_is_named_and_left_behind(session: Session) -> None:
         go.set()
 
 
+def test_sinks_of_files_get_every_result_however_long_they_take(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeattn.camera.pipeline._GRACE", 0.05)
+    heard: list[int] = []
+
+    def slow(result: Result) -> None:
+        time.sleep(0.05)
+        heard.append(result.frame.index)
+
+    edgeattn.camera.open(map(gray, range(9)), session, sinks=[slow]).run()
+    assert heard == list(range(9))
+
+
+def test_a_sink_may_close_the_pipeline(session: Session) -> None:
+    pipelines: list[edgeattn.camera.Pipeline] = []
+    late: list[tuple[str, ...]] = []
+    pipelines.append(
+        edgeattn.camera.open(Ticking(0.01), session, sinks=[lambda result: late.append(pipelines[0].close())])
+    )
+    pipelines[0].run()
+    assert late == [()]
+
+
+def test_a_generator_is_closed_with_the_pipeline(session: Session) -> None:
+    closed = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        try:
+            yield from map(gray, itertools.cycle(range(9)))
+        finally:
+            closed.append(True)
+
+    pipeline = edgeattn.camera.open(pictures(), session)
+    for _ in pipeline:
+        break
+    assert closed == [True]
+
+
 # Errors
+
+
+def test_a_source_that_cannot_be_closed_is_an_error_and_ends_it(session: Session) -> None:
+    class Broken(Ticking):
+        def close(self) -> None:
+            super().close()
+            raise OSError("bus error")
+
+    with pytest.raises(EdgeAttnError, match="closing tick: failed: OSError: bus error"):
+        edgeattn.camera.open(Broken(0.01), session, frames=3).run()
 
 
 def failing_pictures() -> Iterator[np.ndarray]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from edgeattn.camera import events
+from edgeattn.camera import events, pipeline
 from edgeattn.camera.events import Command, Events
 from edgeattn.camera.frame import Frame
 from edgeattn.camera.outlets import Result
@@ -102,17 +103,23 @@ def test_a_program_that_does_not_read_is_said_and_waited_for_once(
     assert 100 < len(numbers) < 2000
 
 
-def test_a_program_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_PATIENCE", 0.3)
+def test_a_program_that_does_not_end_is_ended_before_the_pipeline_gives_up(tmp_path: Path) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     )
     command = Command(program(tmp_path, code))
     began = time.monotonic()
     command.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < pipeline._GRACE
     assert command._child is not None
     assert command._child.returncode is not None
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_the_program(tmp_path: Path) -> None:
+    command = Command(program(tmp_path, "import time; time.sleep(60)"), lambda text: None)
+    assert command._child is not None
+    assert os.getpgid(command._child.pid) != os.getpgid(0)
+    command.close()
 
 
 def test_no_shell_sees_the_command(tmp_path: Path) -> None:

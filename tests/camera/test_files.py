@@ -195,3 +195,9 @@ def test_folders_without_an_image_that_can_be_read_are_refused(tmp_path: Path) -
         open_source(tmp_path).read(5)
     Image.new("RGB", (3, 3)).save(tmp_path / "one.png")
     assert len(read_all(open_source(tmp_path / "one.png"))) == 1
+
+
+def test_a_video_may_have_a_colon_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "film.mp4", [frame.image for frame in pattern(2)]).rename("12:30 100%d.mp4")
+    assert len(read_all(open_source("12:30 100%d.mp4"))) == 2

@@ -169,6 +169,24 @@ def test_jetson_pipelines_decode_in_hardware_and_keep_only_the_newest() -> None:
     assert all("leaky=downstream max-size-buffers=1 " in pipeline for pipeline in (csi, usb, rtsp))
 
 
+def test_a_stream_that_never_shows_a_picture_is_given_up_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dark:
+        codec, size, closed = "h264", (0, 0), False
+
+        def read(self, timeout: float) -> None:
+            time.sleep(0.01)
+
+        def close(self) -> None:
+            self.closed = True
+
+    dark = Dark()
+    monkeypatch.setattr("edgeattn.camera.sources.gstreamer.open_libav", lambda name: dark)
+    monkeypatch.setattr("edgeattn.camera.sources.gstreamer.OPEN_TIMEOUT_S", 0.1)
+    with pytest.raises(SourceError, match="rtsp://cam/x shows no picture"):
+        open_gstreamer(parse("rtsp://cam/x#decoder=gstreamer"))
+    assert dark.closed
+
+
 def test_an_address_cannot_leave_its_quotes() -> None:
     pipeline = rtsp_pipeline(parse('rtsp://cam/x"!filesink!location="y\\'), "h264", hardware=False)
     assert 'location="rtsp://cam/x%22!filesink!location=%22y%5C" ' in pipeline

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_times_are_histograms(scraped: dict[str, Metric]) -> None:
         assert counts[-1] == 6
         below = [count for bound, count in zip(bounds, counts, strict=True) if bound < 0.02]
         assert below[-1] == 0
+
+
+def test_a_token_is_asked_of_prometheus_too() -> None:
+    server = serve_metrics(("127.0.0.1", 0), Meter([Camera()]).snapshot, "t0ken")
+    try:
+        url = server.url_of("/metrics")
+        assert "t0ken" not in url
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(url, timeout=5)
+        asked = urllib.request.Request(url, headers={"Authorization": "Bearer t0ken"})
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            assert b"edgeattn_camera_frames_total" in answer.read()
+    finally:
+        server.close()
 
 
 def test_memory_is_said(scraped: dict[str, Metric]) -> None:

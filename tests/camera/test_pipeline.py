@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,3 +227,10 @@ def test_more_sources_than_the_batch_holds_take_turns() -> None:
     with mean_session(1, 2) as session:
         results = list(edgeattn.camera.open([map(gray, range(10)) for _ in range(3)], session))
     assert [sum(r.frame.source == f"custom:{n}" for r in results) for n in range(3)] == [10, 10, 10]
+
+
+def test_two_sources_of_one_name_are_told_apart(session: Session) -> None:
+    pipeline = edgeattn.camera.open(["test:?frames=3&live=0", "test:?frames=3&live=0"], session)
+    names = Counter(result.frame.source for result in pipeline)
+    assert names == {"test:?frames=3&live=0": 3, "test:?frames=3&live=0 (2)": 3}
+    assert [source.uri for source in pipeline.stats().sources] == list(names)

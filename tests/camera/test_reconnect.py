@@ -102,7 +102,7 @@ def test_delays_without_a_connection() -> None:
 def test_lost_connections_are_opened_anew_and_each_change_is_said(reconnecting: Make) -> None:
     said: list[tuple[str, str]] = []
     attempts = [
-        SourceError("not there"),
+        SourceError("outer: not there"),
         Scripted(frame(0), EndOfStream()),
         SourceError("still away"),
         Scripted(frame(0), frame(1), SourceError("broken")),

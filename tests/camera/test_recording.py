@@ -101,3 +101,12 @@ def test_a_full_disk_is_an_error_in_words(tmp_path: Path) -> None:
         for index in range(90):
             recording(result(0, index / 30))
         recording.close()
+
+
+def test_what_comes_from_a_file_plays_at_its_own_rate(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "out.mp4", drawn, {"film": 25.0})
+    for index in range(4):
+        frame = Frame(gray(0, (48, 64)), index, 100 + index / 1000, 100, "film")
+        recording(Result(frame, {}, None, {"age": 0.0}))
+    recording.close()
+    assert played(tmp_path / "out.mp4")[0] == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-4)

@@ -39,6 +39,13 @@ def test_a_score_that_is_not_finite_does_not_end_the_camera() -> None:
     value = reading_of({"y": np.zeros((1, 3), np.float32)}).value(scores, SIZE, SQUARE, top=3)
     assert isinstance(value, Classes)
     assert value.best[0] == (0, 1.0)
+    broken = reading_of({"y": np.zeros((1, 3), np.float32)}).value({"y": np.full((1, 3), np.nan)}, SIZE, SQUARE)
+    assert isinstance(broken, Classes)
+    assert broken.best == ()  # rather than three classes that are as likely
+
+
+def test_boxes_without_classes_are_no_detections() -> None:
+    assert reading_of({"boxes": np.zeros((1, 9, 4)), "scores": np.zeros((1, 9, 0))}).task == ""
 
 
 def test_bfloat16_outputs_are_read() -> None:

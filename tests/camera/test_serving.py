@@ -140,14 +140,18 @@ def test_a_request_that_never_ends_is_hung_up_on(server: Server, monkeypatch: py
     monkeypatch.setattr("edgeattn.camera.serving._Handler.timeout", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(server)), 5) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-        with pytest.raises(OSError, match="pipe|reset"):
-            for _ in range(100):
+        began = time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - began < 3:
                 slow.sendall(b"x")
                 time.sleep(0.02)
-    with socket.create_connection(("127.0.0.1", port_of(server)), 5) as large:
-        with suppress(OSError):
-            large.sendall(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2**14)
-            assert large.recv(1) == b""
+        assert time.monotonic() - began < 3
+    with (
+        socket.create_connection(("127.0.0.1", port_of(server)), 5) as large,
+        suppress(BrokenPipeError, ConnectionResetError),
+    ):
+        large.sendall(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2**14)
+        assert large.recv(1) == b""
 
 
 def test_what_is_no_address_is_a_bad_request_and_nobody_is_told(

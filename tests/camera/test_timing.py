@@ -119,3 +119,10 @@ def test_gaps_that_broken_packets_left_are_counted_once() -> None:
         source.corrupt = corrupt
         counted.captured(0, Frame(np.zeros((1, 1, 3), np.uint8), index, 0, 0, ""))
     assert counted.snapshot().dropped == {"corrupt": 1, "newer": 1}
+
+
+def test_the_reason_of_a_state_is_told_until_the_source_ends() -> None:
+    lost = Meter([SimpleNamespace(uri="cam:", state="backoff", reason="Connection refused")])
+    assert lost.snapshot().to_json()["sources"][0]["reason"] == "Connection refused"
+    lost.ended(0)
+    assert lost.snapshot().sources[0].reason == ""

@@ -214,6 +214,20 @@ def test_names_that_nvinfer_would_part_are_refused(tmp_path: Path) -> None:
         written(tmp_path, names=tmp_path / "names.txt")
 
 
+def test_the_names_that_were_given_are_not_written_over(tmp_path: Path) -> None:
+    names = tmp_path / "config_labels.txt"
+    names.write_text("ant\nbee\n")
+    with pytest.raises(UsageError, match="would overwrite"):
+        written(tmp_path, names=names)
+    assert names.read_text() == "ant\nbee\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("a\\sb", "a\\\\sb"), ("  a", "\\s a"), ("a;b#ü", "a;b#ü")])
+def test_glib_reads_the_path_as_it_is(name: str, value: str, tmp_path: Path) -> None:
+    deploy_deepstream(engine_at(tmp_path / name), tmp_path / "config.txt", recipe=RECIPE)
+    assert f"\nmodel-engine-file={value}\n" in (tmp_path / "config.txt").read_text()
+
+
 def test_a_name_cannot_write_keys_of_its_own(tmp_path: Path) -> None:
     engine = engine_at(tmp_path / "m\n[property]\ngpu-id=7 .engine")
     with pytest.raises(UsageError, match="line break"):

@@ -220,3 +220,11 @@ def test_the_command_writes_and_says(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert '"target": "triton"' in capsys.readouterr().out
     assert main(["deploy", str(engine), "--triton", str(tmp_path / "models"), "--recipe", "r.toml"]) == 2
     assert "leave --recipe out" in capsys.readouterr().err
+
+
+def test_names_that_triton_has_no_use_for_are_said(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ant\n")
+    engine = engine_at(tmp_path / "m.engine", outputs=(TensorSpec("y", "float32", ("batch", 7, 64, 96)),))
+    report = deploy_triton(engine, tmp_path / "models", names=tmp_path / "names.txt")
+    assert "names of classes for classifiers alone" in report.notes[-1]
+    assert not read(tmp_path / "models" / "m").output[0].label_filename

@@ -21,7 +21,7 @@ from threading import Lock
 import numpy as np
 
 from edgeattn.camera.frame import EndOfStream, Frame, Source
-from edgeattn.camera.sources.libav import open_libav
+from edgeattn.camera.sources.libav import OPEN_TIMEOUT_S, open_libav
 from edgeattn.camera.uri import Uri
 from edgeattn.errors import MissingDependencyError, SourceError, UnsupportedError, one_line, redact
 
@@ -89,10 +89,13 @@ def _open_stream(name: Uri, hardware: bool) -> Source:
     try:
         pipeline = rtsp_pipeline(name, probe.codec, hardware)
         _check(pipeline, secret=name.secret)
+        until = time.monotonic() + OPEN_TIMEOUT_S
         while 0 in probe.size:  # not announced: it is in the first key frame
+            if time.monotonic() > until:
+                raise SourceError(f"{name.public} shows no picture")
             probe.read(0)
-    except UnsupportedError:
-        if name.options.get("decoder") != "gstreamer":
+    except BaseException as err:
+        if isinstance(err, UnsupportedError) and name.options.get("decoder") != "gstreamer":
             return probe
         probe.close()
         raise

@@ -76,7 +76,7 @@ def open_libav(name: Uri) -> LibavSource:
     live = name.live
     try:
         container = av.open(
-            name.target,
+            f"file:{name.target}" if name.scheme == "file" else name.target,  # there are colons in names
             format="video4linux2,v4l2" if name.scheme == "v4l2" else None,
             options=_options(name),
             timeout=(OPEN_TIMEOUT_S, max(READ_TIMEOUT_S, name.options.get("stall", 0))) if live else None,
