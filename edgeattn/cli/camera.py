@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.source:
         raise UsageError("no source was given; name one with --source, such as csi://0, rtsp://... or test:")
     from edgeattn import camera
-    from edgeattn.camera.recording import track_path
     from edgeattn.camera.results import read_names
+    from edgeattn.camera.sinks.recording import track_path
     from edgeattn.camera.uri import parse
 
     tracks = [track_path(args.record, 1 + index) for index in range(len(args.source))] if args.record else []
@@ -98,12 +98,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _attach_sinks(args: argparse.Namespace, pipeline: Pipeline, stack: contextlib.ExitStack) -> None:
     """Open what was asked for; what no pipeline closes, the stack does."""
-    from edgeattn.camera.events import Command, Events
-    from edgeattn.camera.metrics import serve_metrics
-    from edgeattn.camera.overlay import Overlay, attention_of
-    from edgeattn.camera.preview import MOST_PIXELS, Preview
-    from edgeattn.camera.recording import Recording
-    from edgeattn.camera.serving import parse_address
+    from edgeattn.camera.sinks.events import Command, Events
+    from edgeattn.camera.sinks.metrics import serve_metrics
+    from edgeattn.camera.sinks.overlay import Overlay, attention_of
+    from edgeattn.camera.sinks.preview import MOST_PIXELS, Preview
+    from edgeattn.camera.sinks.recording import Recording
+    from edgeattn.camera.sinks.serving import parse_address
     from edgeattn.engine import read_sidecar
 
     watch = attention_of(read_sidecar(args.engine, args.trust).graph) if args.attention else None
@@ -141,7 +141,7 @@ def _finish(pipeline: Pipeline) -> None:
 
 def _watch(pipeline: Pipeline, *, quiet: bool) -> None:
     """Let it run; on a terminal, say every second how it does."""
-    from edgeattn.camera.overlay import hud
+    from edgeattn.camera.sinks.overlay import hud
 
     shown, terminal = 0.0, sys.stderr.isatty() and not quiet
     try:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.camera import events, pipeline
-from edgeattn.camera.events import Command, Events
+from edgeattn.camera import pipeline
 from edgeattn.camera.frame import Frame
 from edgeattn.camera.outlets import Result
 from edgeattn.camera.results import Classes
+from edgeattn.camera.sinks import events
+from edgeattn.camera.sinks.events import Command, Events
 from edgeattn.errors import UsageError
 from tests.cameras import gray
 

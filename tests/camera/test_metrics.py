@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgeattn.camera.frame import Frame
-from edgeattn.camera.metrics import serve_metrics
+from edgeattn.camera.sinks.metrics import serve_metrics
 from edgeattn.camera.timing import STAGES, Meter
 
 

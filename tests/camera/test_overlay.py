@@ -13,8 +13,8 @@ from edgeattn.backends import open_session
 from edgeattn.build import build_engine
 from edgeattn.camera.frame import Frame
 from edgeattn.camera.outlets import Result
-from edgeattn.camera.overlay import OPACITY, Overlay, attention_of, colour_of
 from edgeattn.camera.results import Boxes, Classes, Mask, Saliency
+from edgeattn.camera.sinks.overlay import OPACITY, Overlay, attention_of, colour_of
 from edgeattn.camera.timing import Meter
 from edgeattn.engine import read_sidecar
 from edgeattn.errors import InputError, UsageError

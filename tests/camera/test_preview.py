@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import edgeattn.camera
 from edgeattn.camera.frame import Frame
-from edgeattn.camera.metrics import serve_metrics
 from edgeattn.camera.outlets import Result
-from edgeattn.camera.overlay import Overlay
-from edgeattn.camera.preview import MOST_VIEWERS, Preview
+from edgeattn.camera.sinks.metrics import serve_metrics
+from edgeattn.camera.sinks.overlay import Overlay
+from edgeattn.camera.sinks.preview import MOST_VIEWERS, Preview
 from edgeattn.camera.timing import Meter
 from edgeattn.images import Recipe
 from tests.browser import browser, needs_chromium

@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeattn.camera.frame import Frame
 from edgeattn.camera.outlets import Result
-from edgeattn.camera.recording import Recording
+from edgeattn.camera.sinks.recording import Recording
 from edgeattn.errors import EdgeAttnError, UsageError
 from tests.cameras import gray
 

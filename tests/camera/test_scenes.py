@@ -15,9 +15,9 @@ import edgeattn.camera
 from edgeattn.build import build_engine
 from edgeattn.camera.frame import Frame
 from edgeattn.camera.outlets import Result
-from edgeattn.camera.overlay import OPACITY, Overlay, colour_of
-from edgeattn.camera.recording import Recording
 from edgeattn.camera.results import Mask
+from edgeattn.camera.sinks.overlay import OPACITY, Overlay, colour_of
+from edgeattn.camera.sinks.recording import Recording
 from edgeattn.data import load_recipe
 from edgeattn.export import export_model
 from edgeattn.images import Recipe, read_image, read_mask

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from edgeattn.camera.serving import Answer, Server, parse_address
+from edgeattn.camera.sinks.serving import Answer, Server, parse_address
 from edgeattn.errors import EdgeAttnError, UsageError
 
 
@@ -126,7 +126,7 @@ def test_an_address_that_is_taken_is_an_error_in_words(server: Server) -> None:
 
 
 def test_many_idle_connections_keep_nobody_out_for_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeattn.camera.serving._Handler.timeout", 0.5)
+    monkeypatch.setattr("edgeattn.camera.sinks.serving._Handler.timeout", 0.5)
     idle = [socket.create_connection(("127.0.0.1", port_of(server)), 5) for _ in range(80)]
     time.sleep(0.2)
     assert threading.active_count() < 75  # the others were hung up on
@@ -137,7 +137,7 @@ def test_many_idle_connections_keep_nobody_out_for_long(server: Server, monkeypa
 
 
 def test_a_request_that_never_ends_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeattn.camera.serving._Handler.timeout", 0.3)
+    monkeypatch.setattr("edgeattn.camera.sinks.serving._Handler.timeout", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(server)), 5) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         began = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.camera.serving import Answer, Server
+from edgeattn.camera.sinks.serving import Answer, Server
 from edgeattn.camera.timing import Histogram, Stats
 from edgeattn.errors import MissingDependencyError
 

@@ -11,9 +11,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from edgeattn.camera.outlets import Result
-from edgeattn.camera.overlay import Overlay
-from edgeattn.camera.page import CONTENT_POLICY, page
-from edgeattn.camera.serving import Answer, Server
+from edgeattn.camera.sinks.overlay import Overlay
+from edgeattn.camera.sinks.page import CONTENT_POLICY, page
+from edgeattn.camera.sinks.serving import Answer, Server
 from edgeattn.camera.timing import Stats
 
 if TYPE_CHECKING:
