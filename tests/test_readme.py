@@ -15,8 +15,10 @@ from tests.test_house import ROOT, readme_commands
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_tour_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEATTN_PROFILE_DURATION", "0.2")
     shutil.copytree(ROOT / "calibration", tmp_path / "calibration")
     made = tmp_path / "build" / "quickstart"
     write_digits(made / "digits")
