@@ -18,7 +18,7 @@ from edgeattn.backends.amx import ISA_VARIABLE, ISA_WITHOUT_AMX, avoid_broken_am
 from edgeattn.backends.base import BuildConfig, Session, unknown_operators
 from edgeattn.backends.openvino_profile import DTYPES, LayerTimer, runtime_info
 from edgeattn.engine import Engine, Precision, Sidecar, require_match, this_platform
-from edgeattn.errors import BuildError, InferenceError, InputError, one_line
+from edgeattn.errors import BuildError, InferenceError, InputError, UnsupportedError, one_line
 from edgeattn.graph import Graph
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ DOMAINS = ("", "com.microsoft")
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float16": "FP16", "bfloat16": "BF16"}
 _ON_AMX = ("bfloat16", "int8")
+_told: list[str] = []  # what oneDNN might use, by its variable, at each beginning in this process
 _MOVES = {"Cast", "Identity", "Constant", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
 _NOT_COMPUTE = {"Input", "Output", "Const", "Reorder", "Convert", "Reshape", "Transpose", "ShapeOf", "FakeQuantize"}
 
@@ -60,9 +61,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     """
     config.progress("compiling", None)
     avoided = avoid_broken_amx()
-    import openvino as ov
-
-    core, notes = ov.Core(), [avoided] if avoided and config.precision in _ON_AMX else []
+    core, notes = _core(config.precision), [avoided] if avoided and config.precision in _ON_AMX else []
     hint = _inference_precision(core, graph, config, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
@@ -99,9 +98,9 @@ def load(engine: Engine, profiling: bool = False) -> Session:
     require_match(sidecar, "the platform", [sidecar.platform], this_platform())
     if sidecar.config.get("max_cpu_isa") == ISA_WITHOUT_AMX:
         os.environ.setdefault(ISA_VARIABLE, ISA_WITHOUT_AMX)  # a plan loads for the instructions it was built for
-    import openvino as ov
-
-    core = ov.Core()
+    elif sidecar.precision.asked in _ON_AMX:  # and one that was built before, or elsewhere, may use them
+        avoid_broken_amx()
+    core = _core(sidecar.precision.asked)
     device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
 
     def opened() -> tuple[ov.CompiledModel, ov.InferRequest]:
@@ -146,6 +145,23 @@ def _runner(compiled: ov.CompiledModel, request: ov.InferRequest, names: list[st
 def _shareable(array: Array) -> bool:
     """Whether OpenVINO reads an array's memory as it is: neither a scalar, nor read-only, nor bfloat16."""
     return array.ndim > 0 and array.flags.writeable and array.dtype.kind != "V"
+
+
+def _core(precision: str) -> ov.Core:
+    """OpenVINO's entry.
+
+    Raises:
+        UnsupportedError: a low precision, and oneDNN began when it did not know yet that it must not use AMX.
+    """
+    _told.append(os.environ.get(ISA_VARIABLE, ""))
+    if precision in _ON_AMX and _told[-1] and not _told[0]:
+        raise UnsupportedError(
+            f"this machine stops programs that use its AMX, and oneDNN reads only once that it must not, which is too "
+            f"late now: use {precision} first or in a process of its own, or set {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
+        )
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _inference_precision(core: ov.Core, graph: Graph, config: BuildConfig, notes: list[str]) -> str:

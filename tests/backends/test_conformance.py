@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeattn.backends import BACKENDS, backend_named, choose_backend, open_session
-from edgeattn.backends.amx import ISA_VARIABLE
+from edgeattn.backends.amx import ISA_VARIABLE, ISA_WITHOUT_AMX
 from edgeattn.backends.base import Backend, BuildConfig, Session
 from edgeattn.engine import Engine, Precision, write_engine
 from edgeattn.errors import BuildError, EdgeAttnError, EngineMismatchError, InputError, UnsupportedError, UsageError
@@ -196,6 +197,17 @@ def test_a_backend_asked_for_by_name_that_is_missing_lists_every_reason(monkeypa
         choose_backend("openvino")
 
 
+def test_bfloat16_after_another_precision_is_refused_where_amx_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = backend_named("openvino")
+    if reasons := openvino.missing():
+        pytest.skip("; ".join(reasons))
+    # oneDNN reads its settings once, so what would protect bfloat16 comes too late: the process would die.
+    monkeypatch.setenv(ISA_VARIABLE, ISA_WITHOUT_AMX)
+    monkeypatch.setattr(openvino, "_told", [""])
+    with pytest.raises(UnsupportedError, match="ONEDNN_MAX_CPU_ISA"):
+        openvino.build(self_attention().graph, BuildConfig(precision="bfloat16"))
+
+
 def test_openvino_engines_of_all_precisions_load_beside_each_other_in_a_new_process(tmp_path: Path) -> None:
     if reasons := backend_named("openvino").missing():
         pytest.skip("; ".join(reasons))
@@ -219,6 +231,11 @@ def test_openvino_engines_of_all_precisions_load_beside_each_other_in_a_new_proc
         "    session.run(random_feeds(session.inputs, {'x': (1, 7, 8)}, 0))"
     )
     in_a_new_process(loading, *engines.values(), engines["float32"])
+    record = tmp_path / "bfloat16.engine.json"  # as it was written before it told the instructions
+    described = json.loads(record.read_text())
+    del described["config"]["max_cpu_isa"]
+    record.write_text(json.dumps(described))
+    in_a_new_process(loading, engines["bfloat16"])
 
 
 def test_an_input_that_nothing_reads_is_taken_and_ignored(backend: Backend) -> None:
