@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array, Dim, Feeds, Shape
 
 
+Progress = Callable[[str, "float | None"], None]  # called with a phase and its fraction, None where that is not known
+
+
 def silent(phase: str, fraction: float | None = None) -> None:
     """The progress callback of whoever does not watch."""
 
@@ -61,7 +64,7 @@ class BuildConfig:
     attention: str = "auto"
     tf32: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
-    progress: Callable[[str, float | None], None] = field(default=silent, compare=False)
+    progress: Progress = field(default=silent, compare=False)
 
 
 def config_of(sidecar: Sidecar) -> BuildConfig:

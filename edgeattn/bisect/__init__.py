@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeattn.backends import open_session
-from edgeattn.backends.base import Session, silent
+from edgeattn.backends.base import Progress, Session, silent
 from edgeattn.bisect.bench import LOW, Bench, Case, error_of, renamed, tolerance_at
 from edgeattn.bisect.cuts import label
 from edgeattn.bisect.remedies import Known, climb
@@ -49,7 +49,6 @@ __all__ = ["BisectReport", "Culprit", "Rung", "SectionParity", "bisect_engine"]
 LADDER = 8  # builds that are left for remedies
 MOST_CASES = 4  # that fail, and are looked into
 KEPT = 16  # that remedies are judged on as well
-Progress = Callable[[str, "float | None"], None]
 
 
 def bisect_engine(

@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -25,7 +25,7 @@ from onnx_ir.passes import common
 
 from edgeattn import __version__, files
 from edgeattn.backends import onnxruntime
-from edgeattn.backends.base import silent
+from edgeattn.backends.base import Progress, silent
 from edgeattn.calibrate.observers import Seen, merge, nothing, observe
 from edgeattn.calibrate.probes import Look, bytes_observed, open_look, probes
 from edgeattn.calibrate.settings import CalibrationSettings, load_calibration
@@ -55,7 +55,6 @@ __all__ = [
 
 SAVE_EVERY_S = 5.0
 MEMORY_BYTES = 1 << 30  # that values under observation may take, all threads together
-Progress = Callable[[str, "float | None"], None]
 
 
 _Looked: TypeAlias = "tuple[Seen | None, int, list[str]]"  # what was seen, of how many samples, and the bad files

@@ -8,28 +8,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.cli.options import data_options, json_option, model_options, whole
+from edgeattn.cli.options import against_options, data_options, json_option, whole
 from edgeattn.cli.output import check_outputs, emit
 from edgeattn.cli.progress import shown
+from edgeattn.errors import GateError
 
 if TYPE_CHECKING:
     from edgeattn.bisect import BisectReport
     from edgeattn.parity import ParityReport
 
 HELP = "find where an engine departs from its original, and what cures it"
-GATE_FAILED = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("engine", type=Path, help="the engine")
-    parser.add_argument(
-        "--against",
-        required=True,
-        metavar="ORIGINAL",
-        help="FILE.py:FACTORY, pkg.mod:FACTORY, zoo:NAME or an ONNX file",
-    )
-    model_options(parser)
+    against_options(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="real samples (default: seeded random inputs)")
     data_options(parser)
     parser.add_argument("--ranges", type=Path, metavar="FILE", help="the ranges that an INT8 engine was built with")
@@ -61,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         files.write_atomic(args.html, report.to_html().encode())
     emit(report, args.json)
-    return 0 if report.passed else GATE_FAILED
+    return 0 if report.passed else GateError.exit_code
 
 
 def after_parity(args: argparse.Namespace, report: ParityReport) -> None:

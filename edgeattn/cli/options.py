@@ -38,6 +38,18 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors, or a checkpoint (weights only)")
 
 
+def against_options(parser: argparse.ArgumentParser) -> None:
+    """An engine, and the original that it is held against."""
+    parser.add_argument("engine", type=Path, help="the engine")
+    parser.add_argument(
+        "--against",
+        required=True,
+        metavar="ORIGINAL",
+        help="FILE.py:FACTORY, pkg.mod:FACTORY, zoo:NAME or an ONNX file",
+    )
+    model_options(parser)
+
+
 def data_options(parser: argparse._ActionsContainer) -> None:
     """Where real samples come from, and how they become tensors."""
     parser.add_argument("--recipe", type=Path, metavar="R.toml", help="how images become tensors")

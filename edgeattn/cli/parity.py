@@ -10,24 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.cli.bisect import after_parity
-from edgeattn.cli.options import converted, data_options, json_option, model_options, parse_drops, task_option, whole
+from edgeattn.cli.options import against_options, converted, data_options, json_option, parse_drops, task_option, whole
 from edgeattn.cli.output import check_outputs, emit
-from edgeattn.errors import UsageError
+from edgeattn.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from edgeattn.parity.report import MapParity
 
 HELP = "check an engine against its original"
-GATE_FAILED = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("engine", type=Path, help="the engine")
-    parser.add_argument(
-        "--against", required=True, metavar="ORIGINAL", help="FILE.py:FACTORY, pkg.mod:FACTORY or an ONNX file"
-    )
-    model_options(parser)
+    against_options(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--data",
@@ -69,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.random and (args.limit is not None or args.recipe or args.task):
         raise UsageError("--limit, --recipe and --task are about real samples; leave them out with --random")
-    sources = (args.engine, sidecar_path(args.engine), args.against, args.weights, args.recipe)
+    sources = (args.engine, sidecar_path(args.engine), args.against, args.weights, args.recipe, args.ranges)
     check_outputs((args.html, args.junit, args.markdown, args.json), sources)
     maps = _maps(args) if args.maps else ()  # first: what it refuses should not cost a comparison
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"edgeattn: report in {args.html}", file=sys.stderr)
     if not report.passed:
         after_parity(args, report)
-    return 0 if report.passed else GATE_FAILED
+    return 0 if report.passed else GateError.exit_code
 
 
 def _maps(args: argparse.Namespace) -> tuple[MapParity, ...]:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn.cli.options import converted, data_options, json_option, whole
 from edgeattn.cli.output import check_outputs, emit
-from edgeattn.cli.progress import Progress, shown
-from edgeattn.errors import UsageError
+from edgeattn.cli.progress import shown
+from edgeattn.errors import GateError, UsageError
 from edgeattn.tensors import parse_shapes
 
 if TYPE_CHECKING:
+    from edgeattn.backends.base import Progress
     from edgeattn.profile.compare import ComparisonReport
     from edgeattn.profile.report import ProfileReport
 
 HELP = "show where an engine's time goes, layer by layer and block by block"
-GATE_FAILED = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         report = comparison.engine if comparison else _profiled(args, progress)
     _write(args, report, (comparison or report).to_html)
     emit(comparison or report, args.json)
-    return GATE_FAILED if comparison and comparison.gate == "failed" else 0
+    return GateError.exit_code if comparison and comparison.gate == "failed" else 0
 
 
 def _require_sense(args: argparse.Namespace) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-Progress = Callable[[str, "float | None"], None]
+if TYPE_CHECKING:
+    from edgeattn.backends.base import Progress
 
 
 @contextlib.contextmanager

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from edgeattn.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeattn.backends.base import BuildConfig
+    from edgeattn.backends.base import BuildConfig, Progress
     from edgeattn.calibrate.settings import CalibrationSettings
-    from edgeattn.cli.progress import Progress
     from edgeattn.data import Dataset, Recipe
     from edgeattn.graph import Graph
     from edgeattn.precision.ranges import Ranges

@@ -6,7 +6,7 @@ takes, and the two are timed in turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgeattn.backends import backend_named, open_session
-from edgeattn.backends.base import config_of, silent
+from edgeattn.backends.base import Progress, config_of, silent
 from edgeattn.engine import Sidecar, read_sidecar
 from edgeattn.errors import EdgeAttnError, UnsupportedError
 from edgeattn.folding import built_from
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ablated", "dissectable", "without_block"]
 
-Progress = Callable[[str, "float | None"], None]
 Dims = tuple[int | str | None, ...]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeattn.backends import session_of
-from edgeattn.backends.base import silent
+from edgeattn.backends.base import Progress, silent
 from edgeattn.engine import read_engine, read_sidecar
 from edgeattn.errors import InputError, UsageError
 from edgeattn.profile.align import Difference, differences
@@ -155,7 +155,7 @@ def compare_engines(
     memory: bool = True,
     max_slowdown: float | None = None,
     trust: bool = False,
-    progress: Callable[[str, float | None], None] = silent,
+    progress: Progress = silent,
 ) -> ComparisonReport:
     """Profile two engines on the same input, and time them against each other, in turns.
 

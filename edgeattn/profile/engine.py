@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.backends import session_of
-from edgeattn.backends.base import LayerTimes, Session, silent
+from edgeattn.backends.base import LayerTimes, Progress, Session, silent
 from edgeattn.data import load_recipe, open_data, read_npz
 from edgeattn.engine import Sidecar, read_engine
 from edgeattn.errors import InputError, UsageError, did_you_mean
@@ -84,7 +84,7 @@ def profile_engine(
     layers: bool = True,
     memory: bool = True,
     trust: bool = False,
-    progress: Callable[[str, float | None], None] = silent,
+    progress: Progress = silent,
 ) -> ProfileReport:
     """Measure an engine: whole, without instrumentation, and its layers, with it, in turns.
 
@@ -240,7 +240,7 @@ def _rounds(
     timed: Session | None,
     feeds: dict[str, Array],
     duration_s: float,
-    progress: Callable[[str, float | None], None],
+    progress: Progress,
 ) -> _Measured:
     """Rounds of a turn without instrumentation and one with it, read after each."""
     power = meter(gpu="timings" in session.details)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from edgeattn.backends.base import Progress
 from edgeattn.profile import measure
 
 ROUNDS = 15
@@ -17,7 +18,7 @@ MIN_GAIN = 0.01  # less is not worth leaving the first choice for
 Times = tuple[float, ...]  # milliseconds of the fastest run of each round: what else runs here only adds to it
 
 
-def timed(calls: Mapping[str, Callable[[], object]], progress: Callable[[str, float | None], None]) -> dict[str, Times]:
+def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict[str, Times]:
     """Time engines in rounds, all of them in turn in each."""
     rounds: list[dict[str, float]] = []
     start = time.perf_counter()

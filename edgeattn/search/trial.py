@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.backends import open_session
+from edgeattn.backends.base import Progress
 from edgeattn.build import BuildReport
 from edgeattn.errors import EdgeAttnError, InputError, UsageError, one_line
 from edgeattn.search.budget import Accuracy, Judge
@@ -17,8 +18,6 @@ from edgeattn.search.candidates import Candidate
 from edgeattn.search.journal import Journal
 from edgeattn.search.timing import Times, beats, fastest, timed, verdict
 from edgeattn.tensors import random_feeds
-
-Progress = Callable[[str, "float | None"], None]
 
 
 class Trial:

@@ -12,13 +12,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeattn import files
-from edgeattn.backends.base import silent
+from edgeattn.backends.base import Progress, silent
 from edgeattn.backends.trt.plugin_table import FILES, LISTING, write_table
 from edgeattn.backends.trt.plugins import Request, compile_request, request_from_json
 from edgeattn.engine import this_platform
@@ -95,7 +95,7 @@ def write_kernels(
     requests: Sequence[Request],
     archs: Sequence[int],
     folder: Path,
-    progress: Callable[[str, float | None], None] = silent,
+    progress: Progress = silent,
 ) -> None:
     """Compile kernels ahead of time and write them as C++ for CMake: see `plugin_table`.
 
@@ -115,7 +115,7 @@ def build_library(
     *,
     tensorrt_include: Path | None = None,
     platform: str = "",
-    progress: Callable[[str, float | None], None] = silent,
+    progress: Progress = silent,
 ) -> PluginLibrary:
     """Compile kernels and the library around them.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from edgeattn.backends.base import silent
+from edgeattn.backends.base import Progress, silent
 from edgeattn.backends.trt.layouts import CANONICAL, layouts, operand, residual
 from edgeattn.errors import UnsupportedError
 from edgeattn.fuse import fuse
@@ -229,9 +229,7 @@ def architectures() -> dict[str, int]:
     return {f"sm_{arch}": arch for arch in PTX_ISA}
 
 
-def compile_request(
-    request: Request, archs: Sequence[int], progress: Callable[[str, float | None], None] = silent
-) -> Answer:
+def compile_request(request: Request, archs: Sequence[int], progress: Progress = silent) -> Answer:
     """Compile a request's kernels for each architecture that has them.
 
     Raises:
