@@ -90,7 +90,7 @@ class Pipeline:
         self._outlets = [Outlet(sink, self.live, self._meter) for sink in sinks]
         self._crew = Crew(self._stop)
         self._halt = threading.Event()
-        self._started = self._closed = False
+        self._started = self._closed = self._iterated = False
 
     def attach(self, sink: Sink) -> None:
         """Add a sink, which may know the pipeline's `stats`, before the first frame is read.
@@ -116,7 +116,11 @@ class Pipeline:
 
         Raises:
             EdgeAttnError: the first error in any stage, which is named.
+            UsageError: somebody iterates over it a second time.
         """
+        if self._iterated:
+            raise UsageError("this pipeline has run; open another one for more results")
+        self._iterated = True
         try:
             self._start()
             while (result := self._results.get()) is not None:

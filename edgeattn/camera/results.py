@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn import files
+from edgeattn.camera.detectors import form_of, forms, suppressed
 from edgeattn.camera.geometry import boxes_in_frame, seen_part, spread
 from edgeattn.errors import InputError, UsageError
 from edgeattn.images import Recipe
 from edgeattn.metrics import find_task, task_named
 from edgeattn.metrics.base import Label, probability
-from edgeattn.metrics.detection import overlaps
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 MAX_NAMES_BYTES = 2**20
 _HUGE = float(np.finfo(np.float32).max)
-CANDIDATES = 300  # boxes that suppression looks at
-OVERLAP = 0.5  # of two boxes of one class, beyond which the worse one goes
-RAW_BOXES = "boxes (N, K, 4) with scores (N, K, classes)"
 _LABELS: tuple[Label, ...] = (0, np.zeros((1, 1), np.int64), np.zeros((0, 5)))  # one of each form
 
 
@@ -113,12 +110,14 @@ Value = Classes | Mask | Boxes | Saliency
 class Reading:
     """How outputs are to be read: the `task`, the names of the outputs that answer it, the names of its classes.
 
-    `task` is empty where no task is known for such outputs; then `value` is None.
+    `task` is empty where no task is known for such outputs; then `value` is None. `form` is how boxes are written that
+    are still to be suppressed, one of `detectors.FORMS`.
     """
 
     task: str = ""
     outputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    form: str = ""
 
     def value(
         self, outputs: Mapping[str, Array], size: tuple[int, int], recipe: Recipe, top: int = 5, threshold: float = 0.3
@@ -144,9 +143,7 @@ class Reading:
             case "segmentation":
                 return Mask(_class_map(arrays[0]), size, recipe, self.names)
             case "detection":
-                rows = (
-                    _suppressed(arrays[0], arrays[1], threshold) if len(arrays) == 2 else arrays[0].astype(np.float32)
-                )
+                rows = suppressed(self.form, arrays, threshold) if self.form else arrays[0].astype(np.float32)
                 return Boxes(_boxes(rows, size, recipe, threshold), size, self.names)
             case "saliency":
                 return Saliency(probability(arrays[0]).astype(np.float32), size, recipe)
@@ -154,17 +151,24 @@ class Reading:
                 return None
 
 
-def reading_of(outputs: Mapping[str, Array], asked: str | None = None, names: Sequence[str] = ()) -> Reading:
+def reading_of(
+    outputs: Mapping[str, Array],
+    asked: str | None = None,
+    names: Sequence[str] = (),
+    size: tuple[int, int] = (0, 0),
+) -> Reading:
     """Tell by its outputs what task a model does; `asked` is the only one to think of, `names` those of its classes.
 
-    As `edgeattn.metrics.find_task`, and for detection also boxes (N, K, 4) beside scores (N, K, classes).
+    As `edgeattn.metrics.find_task`, and for detection also the forms in `detectors`, some of which only the input's
+    `size` (H, W) tells from other matrices.
 
     Raises:
         UsageError: the outputs do not fit the task that was asked for.
     """
     arrays = list(outputs.values())
-    if asked in (None, "detection") and (pair := _raw_boxes(outputs)):
-        return Reading("detection", pair, tuple(names))
+    if asked in (None, "detection") and (written := form_of(outputs, size)):
+        form, read = written
+        return Reading("detection", read, tuple(names), form)
     found = [fit for label in _LABELS if (fit := find_task(label, arrays, asked))]
     if found:
         task, index = min(found, key=lambda fit: fit[1])
@@ -198,24 +202,11 @@ def _label(number: int, names: Sequence[str]) -> str | None:
 
 def _needed(task: str) -> str:
     needs = task_named(task).NEEDS.partition("an output of ")[2]
-    return f"{needs}, or {RAW_BOXES}" if task == "detection" else needs
+    return f"{needs}, or {forms()}" if task == "detection" else needs
 
 
 def _shapes(outputs: Mapping[str, Array]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in outputs.items())
-
-
-def _raw_boxes(outputs: Mapping[str, Array]) -> tuple[str, str] | None:
-    """The names of boxes (N, K, 4) and scores (N, K, classes) where the first two outputs are such."""
-    (boxes, first), (scores, second) = [*outputs.items(), ("", np.empty(0)), ("", np.empty(0))][:2]
-    if (
-        first.ndim == second.ndim == 3
-        and first.shape[2] == 4
-        and first.shape[:2] == second.shape[:2]
-        and second.shape[2]
-    ):
-        return boxes, scores
-    return None
 
 
 def _best(scores: Array, top: int) -> tuple[tuple[int, float], ...]:
@@ -254,19 +245,3 @@ def _boxes(rows: Array, size: tuple[int, int], recipe: Recipe, threshold: float)
     found = np.concatenate([boxes_in_frame(kept[:, :4], size, recipe), kept[:, 4:]], 1)
     visible: Array = found[(found[:, 2:4] > found[:, :2]).all(1)]
     return visible
-
-
-def _suppressed(boxes: Array, scores: Array, threshold: float) -> Array:
-    """Greedy suppression by class: boxes (K, 4) and scores (K, classes) to rows (k, 6); a box has its best class."""
-    kinds = scores.argmax(1)
-    best = scores[np.arange(len(scores)), kinds].astype(np.float32)
-    order = np.argsort(-best, kind="stable")[:CANDIDATES]
-    order = order[best[order] >= threshold]
-    rows = np.concatenate([boxes[order], best[order, None], kinds[order, None]], 1).astype(np.float32)
-    over = overlaps(rows[:, :4], rows[:, :4], np.zeros(len(rows), bool)) > OVERLAP
-    over &= rows[:, None, 5] == rows[None, :, 5]
-    kept: list[int] = []
-    for index in range(len(rows)):
-        if not over[index, kept].any():
-            kept.append(index)
-    return rows[kept]

@@ -113,4 +113,4 @@ def _runner(
     black = runner.prepare(np.zeros((*recipe.size, 3), np.uint8))
     for size in range(least, most + 1):
         outputs, *_ = runner.run([black] * size)
-    return replace(runner, reading=reading_of(outputs, task, names))
+    return replace(runner, reading=reading_of(outputs, task, names, recipe.size))

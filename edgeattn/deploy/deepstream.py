@@ -64,7 +64,7 @@ def deploy_deepstream(
     spec = _input_of(sidecar, engine)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else default_recipe(spec)
     _require_fit(spec, sidecar, chosen)
-    reading = task_of(sidecar, task)
+    reading = task_of(sidecar, task, chosen.size)
     keys, notes = _preprocessing(chosen)
     parsed, more = _outputs(sidecar, reading, chosen)
     found = _names(names, reading)

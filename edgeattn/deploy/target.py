@@ -37,13 +37,15 @@ class Deployed:
         return {"target": self.target, "engine": str(self.engine), "written": written, "notes": list(self.notes)}
 
 
-def task_of(sidecar: Sidecar, asked: str | None) -> Reading:
-    """What an engine's outputs mean, by their shapes alone.
+def task_of(sidecar: Sidecar, asked: str | None, size: tuple[int, int] = (0, 0)) -> Reading:
+    """What an engine's outputs mean, by their shapes alone; see `edgeattn.camera.results.reading_of`.
 
     Raises:
         UsageError: they do not fit the task that was asked for.
     """
-    return reading_of({spec.name: _nothing(spec) for spec in sidecar.outputs if spec.shape is not None}, asked)
+    return reading_of(
+        {spec.name: _nothing(spec) for spec in sidecar.outputs if spec.shape is not None}, asked, size=size
+    )
 
 
 def _nothing(spec: TensorSpec) -> Array:

@@ -29,6 +29,13 @@ def test_it_ends_after_so_many_results_or_seconds(session: Session) -> None:
     assert 0.2 <= time.monotonic() - began < 1
 
 
+def test_a_second_loop_is_refused_rather_than_empty(session: Session) -> None:
+    pipeline = edgeattn.camera.open(map(gray, range(3)), session)
+    assert len(list(pipeline)) == 3
+    with pytest.raises(UsageError, match="has run; open another"):
+        list(pipeline)
+
+
 class Blocked(Ticking):
     """A camera that never gives a frame, and wakes only when it is closed."""
 

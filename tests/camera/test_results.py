@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -98,18 +99,49 @@ def test_boxes_are_in_pixels_of_the_frame_and_padding_is_gone() -> None:
     assert value.to_json()["boxes"][1]["box"] == [32, 16, 64, 48]
 
 
-def test_overlapping_boxes_are_suppressed_as_in_the_graph_that_does_it_itself() -> None:
+def _yolo8(boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    return {"output0": np.concatenate([centres, sides, scores], 2).transpose(0, 2, 1)}
+
+
+def _yolo5(boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    rows = np.repeat(
+        _yolo8(boxes, scores)["output0"].transpose(0, 2, 1), 3, 1
+    )  # three of a place, of which two are bad
+    objectness = np.tile(np.float32([1.0, 0.1, 0.0]), boxes.shape[1])[None, :, None]
+    return {"output": np.concatenate([rows[..., :4], objectness, rows[..., 4:]], 2)}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [lambda boxes, scores: {"boxes": boxes, "scores": scores}, _yolo8, _yolo5],
+    ids=["pair", "yolo8", "yolo5"],
+)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_overlapping_boxes_are_suppressed_as_in_the_graph_that_does_it_itself(written: Any, classes: int) -> None:
     rng = np.random.default_rng(3)
-    corners = rng.uniform(0, 40, (1, 60, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(6, 24, (1, 60, 2))], 2).astype(np.float32)
-    scores = rng.random((1, 60, 3)).astype(np.float32)
-    outputs = {"boxes": boxes, "scores": scores}
-    value = reading_of(outputs).value(outputs, (64, 64), SQUARE, threshold=0.3)
-    rows = detections(torch.tensor(boxes), torch.tensor(scores), 60)[0].numpy()
+    places = 8 * 8 + 4 * 4 + 2 * 2  # of a YOLO at 64x64
+    corners = rng.uniform(0, 40, (1, places, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(6, 24, (1, places, 2))], 2).astype(np.float32)
+    scores = rng.random((1, places, classes)).astype(np.float32)
+    outputs = written(boxes, scores)
+    value = reading_of(outputs, size=(64, 64)).value(outputs, (64, 64), SQUARE, threshold=0.3)
+    rows = detections(torch.tensor(boxes), torch.tensor(scores), places)[0].numpy()
     assert isinstance(value, Boxes)
-    assert 5 < len(value.rows) < 55
+    assert 5 < len(value.rows) < 80
     expected = rows[rows[:, 4] >= 0.3]
     assert value.rows == pytest.approx(expected[np.argsort(-expected[:, 4], kind="stable")], abs=1e-4)
+
+
+def test_what_only_looks_like_a_detector_is_not_read_as_one() -> None:
+    boxes, scores = np.ones((1, 84, 4), np.float32), np.zeros((1, 84, 2), np.float32)
+    yolo = _yolo8(boxes, scores)
+    assert reading_of(yolo, size=(64, 64)).form == "yolo8"
+    assert reading_of(yolo, size=(96, 64)).task == ""  # the places of another size
+    pose = {"output0": np.concatenate([yolo["output0"], np.full((1, 51, 84), 32.0, np.float32)], 1)}
+    assert reading_of(pose, size=(64, 64)).task == ""  # key points, which a threshold would take for scores
+    with pytest.raises(UsageError, match=r"YOLOv8's .*scores from 0 to 1; the model has output0 1x57x84"):
+        reading_of(pose, "detection", size=(64, 64))
 
 
 def test_no_box_at_all_is_a_result() -> None:
