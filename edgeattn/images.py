@@ -44,6 +44,7 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "size": ("[H, W], whole pixels, at most 64 million", _is_size),
     "resize": _one_of("stretch", "crop", "letterbox"),
     "interpolation": _one_of("nearest", "bilinear", "bicubic"),
+    "reducing_gap": ("a number of at least 1", lambda value: value is None or (_is_number(value) and value >= 1)),
     "color": _one_of("rgb", "bgr", "gray"),
     "scale": ("a positive number", lambda value: _is_number(value) and value > 0),
     "mean": ("a list of numbers", lambda value: isinstance(value, tuple) and all(map(_is_number, value))),
@@ -70,8 +71,10 @@ class Recipe:
 
     `size` is (H, W). `resize` is "stretch" (sides apart), "crop" (cover, cut the middle out) or "letterbox" (fit
     inside, `fill` around). `interpolation` is Pillow's, which smooths when it shrinks. `mean` and `std` have one
-    number per channel, in the order of `color`, or none. Masks and boxes take the same way as their image; `ignore` is
-    the class that a mask has where it says nothing.
+    number per channel, in the order of `color`, or none. With `reducing_gap` g, Pillow's too, whole pixels are averaged
+    first where a side shrinks 2g-fold or more, as many as leave it g-fold to shrink: half the time, for levels that
+    differ a little. Masks and boxes take the same way as their image; `ignore` is the class that a mask has where it
+    says nothing.
 
     Raises:
         InputError: a value is not of its form, or `mean` or `std` do not fit the channels.
@@ -87,6 +90,7 @@ class Recipe:
     layout: str = "nchw"
     fill: int = 114
     ignore: int | None = None
+    reducing_gap: float | None = None
 
     def __post_init__(self) -> None:
         for name, (form, holds) in _FORMS.items():
@@ -309,7 +313,7 @@ def _resize(image: Image, recipe: Recipe, interpolation: str, fill: int) -> Imag
     import PIL.Image
 
     place = placement(image.width, image.height, recipe)
-    resized = image.resize(place.size, PIL.Image.Resampling[interpolation.upper()], place.box)
+    resized = image.resize(place.size, PIL.Image.Resampling[interpolation.upper()], place.box, recipe.reducing_gap)
     if place.size == recipe.size[::-1]:
         return resized
     canvas = PIL.Image.new(image.mode, recipe.size[::-1], (fill,) * len(image.getbands()))

@@ -13,18 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
-from edgeattn.errors import InputError, UsageError
+from edgeattn.errors import InputError
 from edgeattn.images import (
     Recipe,
-    default_recipe,
-    load_recipe,
     place_boxes,
     preprocess,
     read_image,
     read_mask,
     upright_size,
 )
-from edgeattn.tensors import TensorSpec
 
 sides = st.sampled_from([1, 2, 3, 5, 13])
 
@@ -88,6 +85,17 @@ def test_bilinear_enlarging_agrees_with_torch() -> None:
     x = torch.from_numpy(pixels).double()[None, None]
     theirs = torch.nn.functional.interpolate(x, (32, 32), mode="bilinear", align_corners=False)[0].numpy()
     assert np.abs(ours - theirs).max() <= 1  # Pillow rounds to whole gray levels after each axis
+
+
+def test_with_a_reducing_gap_whole_pixels_are_averaged_first() -> None:
+    pixels = picture(48, 48, 1)
+    blocks = torch.from_numpy(pixels).double().reshape(1, 1, 24, 2, 24, 2).mean((3, 5))  # of 4-fold, 2-fold is left
+    theirs = torch.nn.functional.interpolate(blocks, (12, 12), mode="bilinear", antialias=True)[0].numpy()
+    reduced = preprocess(Image.fromarray(pixels), plain((12, 12), color="gray", reducing_gap=2))
+    assert np.abs(reduced - theirs).max() <= 1.5  # of three roundings
+    whole = preprocess(Image.fromarray(pixels), plain((12, 12), color="gray"))
+    assert np.abs(whole - theirs).max() > 3
+    assert np.array_equal(whole, preprocess(Image.fromarray(pixels), plain((12, 12), color="gray", reducing_gap=3)))
 
 
 def test_crop_keeps_the_middle_and_letterbox_keeps_all() -> None:
@@ -339,100 +347,3 @@ def test_missing_image_and_folder_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="cannot read"):
         read_image(tmp_path)
-
-
-# Recipes as files
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "r.toml"
-    path.write_text(text)
-    return path
-
-
-def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
-    text = """
-        [preprocess]
-        size = [480, 640]
-        resize = "letterbox"
-        interpolation = "bicubic"
-        color = "bgr"
-        scale = 1
-        mean = [103.5, 116, 123]
-        std = [57, 57.1, 58]
-        layout = "nhwc"
-        fill = 0
-        [labels]
-        ignore = 11
-    """
-    expected = Recipe(
-        (480, 640), "letterbox", "bicubic", "bgr", 1, (103.5, 116, 123), (57, 57.1, 58), "nhwc", fill=0, ignore=11
-    )
-    assert load_recipe(write(tmp_path, text)) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[preprocess]\nsise = [2, 2]\nsize = [2, 2]", "key 'sise' is unknown; did you mean 'size'"),
-        ("[preproces]\nsize = [2, 2]", "table 'preproces' is unknown; did you mean 'preprocess'"),
-        ("[preprocess]\nsize = [2, 2]\nqqq = 1", "known: size, resize"),
-        ("[preprocess]\ncolor = 'rgb'", r"size = \[H, W\]"),
-        ("", r"no \[preprocess\] table"),
-        ("preprocess = 3", r"no \[preprocess\] table"),
-        ("[preprocess]\nsize = 224", r"size is 224; expected \[H, W\]"),
-        ("[preprocess]\nsize = [2.0, 2]", "expected .H, W."),
-        ("[preprocess]\nsize = [true, 2]", "expected .H, W."),
-        ("[preprocess]\nsize = [0, 2]", "expected .H, W."),
-        ("[preprocess]\nsize = [99999999, 99999999]", "at most 64 million"),
-        ("[preprocess]\nsize = [2, 2]\nresize = 'squash'", '"stretch" or "crop" or "letterbox"'),
-        ("[preprocess]\nsize = [2, 2]\ncolor = ['rgb']", 'color is .*expected "rgb"'),
-        ("[preprocess]\nsize = [2, 2]\nscale = '1/255'", "scale is '1/255'; expected a positive number"),
-        ("[preprocess]\nsize = [2, 2]\nscale = nan", "positive number"),
-        ("[preprocess]\nsize = [2, 2]\nscale = 1e39", "lead out of float32"),
-        ("[preprocess]\nsize = [2, 2]\nscale = 1e30\nstd = [1, 1, 1e-30]", "lead out of float32"),
-        ("[preprocess]\nsize = [2, 2]\nmean = 0.5", "mean is 0.5; expected a list"),
-        ("[preprocess]\nsize = [2, 2]\nmean = [0.5]", "mean has 1 numbers, color 'rgb' has 3"),
-        ("[preprocess]\nsize = [2, 2]\nstd = [1, 0, 1]", "list of positive numbers"),
-        ("[preprocess]\nsize = [2, 2]\nfill = 256", "0 to 255"),
-        ("[preprocess]\nsize = [2, 2]\nignore = 11", "key 'ignore' is unknown"),
-        ("[preprocess]\nsize = [2, 2]\n[labels]\nignored = 11", "key 'ignored' is unknown; did you mean 'ignore'"),
-        ("[preprocess]\nsize = [2, 2]\n[labels]\nignore = -1", "ignore is -1; expected a whole number"),
-        ("labels = 11\n[preprocess]\nsize = [2, 2]", r"no \[labels\] table, but a value of that name"),
-        ("[preprocess\n", "is not TOML"),
-        ("\x00", "is not TOML"),
-    ],
-)
-def test_recipe_file_with_a_mistake_is_refused_in_words(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        load_recipe(write(tmp_path, text))
-    assert "r.toml" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_or_binary_recipe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        load_recipe(tmp_path / "none.toml")
-    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="is not TOML"):
-        load_recipe(tmp_path / "b.toml")
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "expected"),
-    [
-        (("batch", 3, 7, 5), "float32", Recipe((7, 5))),
-        ((1, 1, 7, 5), "float16", Recipe((7, 5), color="gray")),
-        (("n", 7, 5, 3), "uint8", Recipe((7, 5), scale=1.0, layout="nhwc")),
-        ((1, 7, 5, 1), "float32", Recipe((7, 5), color="gray", layout="nhwc")),
-        ((1, 3, 5, 3), "float32", Recipe((5, 3))),
-    ],
-)
-def test_default_recipe_follows_the_input(shape: tuple[int | str, ...], dtype: str, expected: Recipe) -> None:
-    assert default_recipe(TensorSpec("x", dtype, shape)) == expected
-
-
-@pytest.mark.parametrize("shape", [None, (1, 3), (1, 3, "h", 5), (1, 7, 5, 4), (1, "c", 5, 5), (1, 3, 2, 5, 5)])
-def test_default_recipe_of_what_is_no_image_is_refused(shape: tuple[int | str, ...] | None) -> None:
-    with pytest.raises(UsageError, match="--recipe"):
-        default_recipe(TensorSpec("x", "float32", shape))

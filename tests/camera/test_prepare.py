@@ -25,6 +25,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         size=draw(SIZES),
         resize=draw(st.sampled_from(["stretch", "crop", "letterbox"])),
         interpolation=draw(st.sampled_from(["nearest", "bilinear", "bicubic"])),
+        reducing_gap=draw(st.sampled_from([None, 1.0, 2.0])),
         color=color,
         scale=draw(st.sampled_from([1 / 255, 1.0])),
         mean=draw(st.sampled_from([(), tuple(numbers)])),
