@@ -2,6 +2,7 @@
 
     python _contenders.py prepare CONTENDER FOLDER    # under any Python that has what the contender needs
     python _contenders.py serve CONTENDER FOLDER
+    python _contenders.py beside CONTENDER FOLDER OTHER    # prints its time over the other's, in turns in one process
 
 FOLDER holds `model.onnx`, `module.pt` (the module itself), `calibration.npz` and `held_out.npz` (one array an input,
 in their order, with the samples on the first axis), `options.json`, and then what `prepare` writes: an engine or a
@@ -178,9 +179,19 @@ def serve(contender: str, folder: Path) -> None:
     serve_turns(make)
 
 
+def compare(contender: str, folder: Path, other: str) -> None:
+    """Let two take turns in this process."""
+    from _turns import beside
+
+    feed = samples(folder, "held_out")[0]
+    print(beside(*(partial(RUN[name](folder), feed) for name in (contender, other))))
+
+
 if __name__ == "__main__":
-    role, asked, place = sys.argv[1:]
+    role, asked, place, *others = sys.argv[1:]
     if role == "prepare":
         PREPARE[asked](Path(place))
+    elif role == "beside":
+        compare(asked, Path(place), *others)
     else:
         serve(asked, Path(place))

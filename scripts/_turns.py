@@ -76,6 +76,14 @@ def compete(commands: Mapping[str, Sequence[str]], lives: int, rounds: int) -> t
     return {name: _summary(found) for name, found in turns.items() if name not in failed}, failed
 
 
+def beside(one: Callable[[], object], other: Callable[[], object]) -> float:
+    """The time of one call over the other's, in turns in this process: the median of nine rounds."""
+    from edgeattn.profile import measure
+
+    rounds = [measure({"one": one, "other": other}, warmup_s=0.1, duration_s=0.3, min_runs=3) for _ in range(9)]
+    return median(times["one"].p50_ms / times["other"].p50_ms for times in rounds)
+
+
 def _summary(lives: Sequence[Sequence[Time]]) -> Time:
     most = max(turn.mb for life in lives for turn in life)
     return Time(median(median(turn.ms for turn in life) for life in lives), most)
