@@ -17,6 +17,8 @@ node = helper.make_node
 info = helper.make_tensor_value_info
 tensor = numpy_helper.from_array
 
+RELU = [node("Relu", ["x"], ["y"], name="relu")]
+
 
 def model(
     nodes: Sequence[onnx.NodeProto],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,55 +17,21 @@ from onnx import TensorProto, helper
 
 from edgeattn.backends import tensorrt, tensorrt_rtx
 from edgeattn.backends.base import BuildConfig
-from edgeattn.backends.trt import builder, session, timing
+from edgeattn.backends.trt import builder, timing
 from edgeattn.backends.trt import library as lib
 from edgeattn.backends.trt.capabilities import capabilities
 from edgeattn.backends.trt.device import Gpu
 from edgeattn.backends.trt.progress import Progress
-from edgeattn.engine import Engine, Precision, Sidecar, this_platform
-from edgeattn.errors import (
-    BuildError,
-    EngineMismatchError,
-    MissingDependencyError,
-    UnsupportedError,
-    UsageError,
-)
+from edgeattn.errors import BuildError, MissingDependencyError, UnsupportedError, UsageError
 from edgeattn.graph import Graph
-from edgeattn.tensors import ShapeRange, resolve_profile
+from edgeattn.tensors import ShapeRange
+from tests.backends.rtx import FLOAT16, build, gated_conv, needs_rtx
 from tests.graphs import FLOAT, graph_of, self_attention
-
-needs_rtx = pytest.mark.skipif(bool(tensorrt_rtx.missing(running=False)), reason="; ".join(tensorrt_rtx.missing(False)))
-FLOAT16 = TensorProto.FLOAT16
-
-
-def gated_conv(dtype: int = FLOAT, channels: int = 8, batch: int | str = "batch", layers: int = 1) -> Graph:
-    """Convolutions with a squeeze-and-excite gate after them, all in one dtype."""
-    rng = np.random.default_rng(0)
-    real = np.float16 if dtype == FLOAT16 else np.float32
-    weights: dict[str, Any] = {"squeeze": rng.standard_normal((channels, channels, 1, 1)).astype(real)}
-    nodes = []
-    for index in range(layers):
-        weights[f"w{index}"] = rng.standard_normal((channels, channels, 3, 3)).astype(real)
-        nodes.append(
-            helper.make_node("Conv", [f"t{index}", f"w{index}"], [f"t{index + 1}"], name=f"conv{index}", pads=[1] * 4)
-        )
-    nodes += [
-        helper.make_node("GlobalAveragePool", [f"t{layers}"], ["pooled"], name="pool"),
-        helper.make_node("Conv", ["pooled", "squeeze"], ["squeezed"], name="fc"),
-        helper.make_node("Sigmoid", ["squeezed"], ["gate"], name="sigmoid"),
-        helper.make_node("Mul", [f"t{layers}", "gate"], ["y"], name="scale"),
-    ]
-    shape = [batch, channels, 7, 5]
-    return graph_of(nodes, [("t0", dtype, shape)], [("y", dtype, shape)], weights)
 
 
 def standard_attention() -> Graph:
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"], name="attention")
     return graph_of([node], [(name, FLOAT, [1, 2, 5, 8]) for name in "qkv"], [("y", FLOAT, [1, 2, 5, 8])], opset=23)
-
-
-def build(graph: Graph, **settings: Any) -> Engine:
-    return tensorrt_rtx.build(graph, BuildConfig(**{"profile": resolve_profile(graph.inputs), **settings}))
 
 
 @needs_rtx
@@ -259,7 +223,7 @@ import os, signal, time
 from edgeattn.backends import tensorrt_rtx
 from edgeattn.backends.base import BuildConfig
 from edgeattn.tensors import resolve_profile
-from tests.backends.test_tensorrt import gated_conv
+from tests.backends.rtx import gated_conv
 
 graph = gated_conv(channels=32, layers=30)
 last = [0.0]
@@ -335,86 +299,6 @@ def test_tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -
         builder.choose_targets(library, BuildConfig(targets=("sm_87",)))
 
 
-def an_engine(version: str = "1.7.1.116", **fields: Any) -> Engine:
-    sidecar = Sidecar("tensorrt-rtx", version, (), (), {}, Precision("float32"), platform=this_platform())
-    return Engine(b"never deserialised", dataclasses.replace(sidecar, rebuild="edgeattn build m.onnx", **fields))
-
-
-RTX_1_7 = lib.Library(SimpleNamespace(__version__="1.7.1.116"), lib.RTX, capabilities("1.7.1.116", "tensorrt-rtx"))
-
-
-@pytest.mark.parametrize(
-    ("engine", "said"),
-    [
-        (an_engine("1.6.0"), r"for TensorRT-RTX 1\.6\.0, this is 1\.7\.1\.116"),
-        (an_engine("1.8.0", config={"version_compatible": True}), r"for TensorRT-RTX 1\.8\.0, this is 1\.7\.1\.116"),
-        (an_engine(platform="linux-aarch64"), "for the platform linux-aarch64, this is"),
-        (an_engine(targets=("sm_86", "sm_120")), "for compute capability sm_86 or sm_120, this is sm_89"),
-    ],
-    ids=["version", "compatible-but-newer", "platform", "gpu"],
-)
-def test_an_engine_for_something_else_is_refused_before_it_is_deserialised(
-    engine: Engine, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lib, "library", lambda flavour: RTX_1_7)
-    monkeypatch.setattr(lib, "missing", lambda flavour, running: [])
-    monkeypatch.setattr(session, "gpus", lambda: (Gpu(0, "RTX 4090", "sm_89", 1 << 30, "13.0"),))
-    with pytest.raises(EngineMismatchError, match=f"built {said}.*rebuild it here: edgeattn build m.onnx"):
-        tensorrt_rtx.load(engine)
-
-
-@pytest.mark.parametrize(
-    ("engine", "gpu"),
-    [
-        (an_engine(targets=("sm_80+",)), "sm_80"),
-        (an_engine(targets=("sm_80+",)), "sm_120"),
-        (an_engine(targets=("sm_86", "sm_89")), "sm_89"),
-        (an_engine("1.6.0", targets=("sm_89",), config={"version_compatible": True}), "sm_89"),
-        (an_engine("1.7.0.999", targets=("sm_89",), config={"version_compatible": True}), "sm_89"),
-    ],
-)
-def test_an_engine_that_fits_is_let_through(engine: Engine, gpu: str) -> None:
-    session.require_fit(RTX_1_7, engine.sidecar, gpu)
-
-
-def test_a_gpu_before_ampere_does_not_run_what_was_built_for_ampere_and_later() -> None:
-    with pytest.raises(EngineMismatchError, match=r"sm_80\+, this is sm_75"):
-        session.require_fit(RTX_1_7, an_engine(targets=("sm_80+",)).sidecar, "sm_75")
-
-
-@needs_rtx
-def test_loading_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lib, "gpus", lambda: ())
-    engine = build(gated_conv(), targets=("sm_89",))
-    with pytest.raises(UnsupportedError, match=r"TensorRT-RTX engines cannot run here.*no NVIDIA GPU"):
-        tensorrt_rtx.load(engine)
-
-
-@pytest.mark.parametrize(
-    ("outputs", "expected"),
-    [
-        ([{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}], {"float16": 1}),
-        ([{"Format/Datatype": "Row major linear FP32"}], {"float32": 1}),
-        ([{"Format/Datatype": "Four wide channel vectorized row major Int8 format"}], {"int8": 1}),
-        ([{"Format/Datatype": "Half"}, {"Format/Datatype": "Float"}], {"float16": 1}),
-        ([{"Format": "Row major linear BF16 format (kLINEAR)", "DataType": "BFloat16"}], {"bfloat16": 1}),
-        ([{"Format": "Row major linear FP32 format (kLINEAR)", "DataType": "Float"}], {"float32": 1}),
-        ([{"Format/Datatype": "Row major Int64"}], {}),
-        ([], {}),
-    ],
-)
-def test_layers_are_counted_in_the_inspectors_words_of_10_and_11(
-    outputs: list[dict[str, str]], expected: dict[str, int]
-) -> None:
-    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": outputs}
-    assert session.dtypes_of_layers(json.dumps({"Layers": [layer], "Bindings": ["x"]})) == expected
-
-
-@pytest.mark.parametrize("text", ["", "not json", '{"Layers": ["only", "names"]}', "[]"])
-def test_an_inspector_without_details_counts_nothing(text: str) -> None:
-    assert session.dtypes_of_layers(text) == {}
-
-
 @settings(max_examples=20, deadline=None)  # every write reaches the disk
 @given(data=st.binary(min_size=1, max_size=64), flip=st.integers(0), key=st.text(max_size=20))
 def test_a_timing_cache_with_any_flipped_byte_is_set_aside(
@@ -468,20 +352,3 @@ def test_a_message_is_cleaned_to_one_line_without_source_locations(text: str) ->
     cleaned = lib.clean(message)
     assert "/_src/" not in cleaned
     assert "\n" not in cleaned
-
-
-@pytest.mark.gpu
-def test_a_static_engine_runs_as_a_cuda_graph_and_tells_its_timings() -> None:
-    if reasons := tensorrt_rtx.missing():
-        pytest.skip("; ".join(reasons))
-    case = self_attention(batch=2)
-    x = np.random.default_rng(0).standard_normal((2, 7, 8)).astype(np.float32)
-    with tensorrt_rtx.load(build(case.graph)) as loaded:
-        for _ in range(3):
-            found = loaded.run({"x": x})["y"]
-        timings = loaded.details["timings"]()
-        assert set(loaded.details["compute"]()) <= {"float32"}
-    expected = case.compute({"x": x})["y"]
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert set(timings) == {"h2d", "compute", "d2h"}
-    assert all(milliseconds >= 0 for milliseconds in timings.values())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -11,10 +14,11 @@ import torch
 from edgeattn.fuse import FusionReport, fuse
 from edgeattn.graph import Graph
 from edgeattn.interpreter import run_as_written
+from edgeattn.ops import softmax_attention
 from edgeattn.ops.base import DOMAIN, VERSION, AttentionOp
 from edgeattn.tensors import random_feeds
 from edgeattn.tolerance import tolerance_for
-from tests.graphs import Array
+from tests.graphs import FLOAT, Array
 
 
 def graph_of(signature: str, body: str, weights: dict[str, Array], opset: int = 18) -> Graph:
@@ -32,6 +36,44 @@ def weights_of(seed: int, dtype: str = "float32", **shapes: tuple[int, ...]) -> 
     return {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
 
 
+@dataclass
+class Sketch:
+    """A graph in the making: constants get names, every node one output."""
+
+    dtype: int = FLOAT
+    nodes: list[Any] = field(default_factory=list)
+    constants: dict[str, Array] = field(default_factory=dict)
+
+    def constant(self, array: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(array)
+        return name
+
+    def number(self, number: Any) -> str:
+        return self.constant(np.asarray(number, np.float32 if self.dtype == FLOAT else np.float16))
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def graph(self, output: str, opset: int = 18, **shapes: tuple[int | str, ...]) -> Graph:
+        proto = onnx.helper.make_graph(
+            self.nodes,
+            "graph",
+            [onnx.helper.make_tensor_value_info(name, self.dtype, shape) for name, shape in shapes.items()],
+            [onnx.helper.make_tensor_value_info(output, self.dtype, None)],
+            [onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+        )
+        model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9)
+        return Graph(ir.from_proto(model))
+
+
+def attention(sketch: Sketch, q: str = "q", k: str = "k", v: str = "v") -> str:
+    scores = sketch.op("MatMul", q, sketch.op("Transpose", k, perm=[0, 2, 1]))
+    return sketch.op("MatMul", sketch.op("Softmax", scores, axis=-1), v)
+
+
 def fused_exactly(graph: Graph, dtype: str = "float32") -> FusionReport:
     """The report of fusing a graph, which must compute the same on random data before and after."""
     fused, report = fuse(graph)
@@ -39,6 +81,26 @@ def fused_exactly(graph: Graph, dtype: str = "float32") -> FusionReport:
     feeds = random_feeds(graph.inputs, shapes, seed=1)
     for found, truth in zip(run_as_written(fused)(feeds).values(), run_as_written(graph)(feeds).values(), strict=True):
         assert_close(found, truth, dtype)
+    return report
+
+
+def fused_and_same(graph: Graph, sizes: dict[str, int] | None = None) -> FusionReport:
+    """The report of fusing softmax attention, which must change no result, also where that is no number."""
+    fused, report = fuse(graph, (softmax_attention.OP,))
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for spec in graph.inputs:
+        shape = [size if isinstance(size, int) else (sizes or {})[size] for size in spec.shape or ()]
+        feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+    tolerance = tolerance_for(graph.inputs[0].dtype)
+    before, after = run_as_written(graph)(feeds), run_as_written(fused)(feeds)
+    for name, truth in before.items():
+        found = after[name]
+        assert found.shape == truth.shape
+        known = np.isfinite(truth)
+        assert np.array_equal(found[~known], truth[~known], equal_nan=True)
+        size = max(float(np.abs(truth[known]).max(initial=0.0)), 1e-3)
+        assert np.abs(found[known] - truth[known]).max(initial=0.0) <= tolerance.floor * size
     return report
 
 

@@ -1,11 +1,17 @@
-"""A parity report with a bit of everything."""
+"""Engines and batches to compare, and a parity report with a bit of everything."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import onnx_ir as ir
 from PIL import Image
 
+from edgeattn.backends import backend_named
+from edgeattn.backends.base import BuildConfig, Session
+from edgeattn.graph import Graph
 from edgeattn.parity.findings import (
     ClassParity,
     LatencyPair,
@@ -17,7 +23,29 @@ from edgeattn.parity.findings import (
     ShapeParity,
 )  # fmt: skip
 from edgeattn.parity.report import ParityReport
+from edgeattn.precision.fp16 import lower
 from edgeattn.reports.latency import latency_report
+from edgeattn.tensors import resolve_profile
+from tests.graphs import Array
+
+
+def opened(graph: Graph, precision: str = "float32", backend: str = "onnxruntime", **asked: Any) -> Session:
+    typed = graph if precision == "float32" else lower(graph, precision).graph
+    profile = resolve_profile(graph.inputs, **asked)
+    module = backend_named(backend)
+    return module.load(module.build(typed, BuildConfig(precision=precision, profile=profile)))
+
+
+def batched(x: Array, size: int, labels: Array | None = None) -> Iterator[tuple[list[str], dict[str, Array], Any]]:
+    for start in range(0, len(x), size):
+        rows = range(start, min(start + size, len(x)))
+        yield [f"{row}.png" for row in rows], {"x": x[rows]}, None if labels is None else [labels[row] for row in rows]
+
+
+def replaced(graph: Graph, change: Callable[[ir.Graph], None]) -> Graph:
+    wrong = graph.copy()
+    change(wrong.model.graph)
+    return wrong
 
 
 def sample_report(name: str = "") -> ParityReport:
