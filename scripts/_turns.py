@@ -84,6 +84,12 @@ def beside(one: Callable[[], object], other: Callable[[], object]) -> float:
     return median(times["one"].p50_ms / times["other"].p50_ms for times in rounds)
 
 
+def besides(command: Sequence[str], lives: int) -> float:
+    """The median of what so many processes of a command print that prints `beside`."""
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(lives)]
+    return median(float(lines.splitlines()[-1]) for lines in said)
+
+
 def _summary(lives: Sequence[Sequence[Time]]) -> Time:
     most = max(turn.mb for life in lives for turn in life)
     return Time(median(median(turn.ms for turn in life) for life in lives), most)

@@ -26,7 +26,7 @@ ORDER = re.findall(
     r"\w+",
     """
     errors
-    tensors files tolerance images metrics weights
+    tensors batches files tolerance images metrics weights
     validate
     graph engine reports interpreter sizes normalise
     ops kernels

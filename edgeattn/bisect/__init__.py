@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Progress, Session, silent
+from edgeattn.batches import at_opt, batch_size, take_rows
 from edgeattn.bisect.bench import LOW, Bench, Case, error_of, renamed, tolerance_at
 from edgeattn.bisect.cuts import label
 from edgeattn.bisect.remedies import Known, climb
@@ -33,7 +34,6 @@ from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.maps.rebuilt import Rebuilt, rebuilt
 from edgeattn.model import Model, load_model
 from edgeattn.parity import Reference, load_reference, reference_from_graph
-from edgeattn.parity.batches import at_opt, batch_size, take_rows
 from edgeattn.parity.deviation import Deviation
 from edgeattn.parity.files import samples_for, spread
 from edgeattn.parity.reference import on_pixels

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Session
+from edgeattn.batches import at_opt, batch_size, take_rows
 from edgeattn.data import batches
 from edgeattn.engine import Sidecar, read_sidecar
 from edgeattn.folding import folded_recipe
@@ -26,7 +27,6 @@ from edgeattn.maps.rebuilt import rebuilt
 from edgeattn.maps.watch import Watch, watched
 from edgeattn.model import Model, load_model
 from edgeattn.parity import reference_from_graph
-from edgeattn.parity.batches import at_opt, batch_size, take_rows
 from edgeattn.parity.files import samples_for, spread
 from edgeattn.parity.report import MapParity
 from edgeattn.reports.text import number

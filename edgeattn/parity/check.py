@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.backends.base import Session
+from edgeattn.batches import at_opt, batch_range, batch_size, batched_inputs, take_rows
 from edgeattn.errors import InferenceError, InputError, UsageError
-from edgeattn.parity.batches import at_opt, batch_range, batch_size, batched_inputs, take_rows
 from edgeattn.parity.bootstrap import RESAMPLES
 from edgeattn.parity.deviation import Deviation
 from edgeattn.parity.evidence import Evidence

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.backends import open_session
+from edgeattn.batches import at_opt, batch_size
 from edgeattn.data import Dataset, batches, load_recipe, open_data
 from edgeattn.engine import Sidecar, read_sidecar
 from edgeattn.files import sha256_file
 from edgeattn.folding import feeding_recipe, folded_recipe
-from edgeattn.parity.batches import at_opt, batch_size
 from edgeattn.parity.check import check_parity
 from edgeattn.parity.evidence import Evidence
 from edgeattn.parity.reference import Reference, load_reference, on_pixels

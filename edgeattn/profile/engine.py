@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeattn.backends import session_of
 from edgeattn.backends.base import LayerTimes, Progress, Session, silent
+from edgeattn.batches import batch_size
 from edgeattn.data import load_recipe, open_data, read_npz
 from edgeattn.engine import Sidecar, read_engine
 from edgeattn.errors import InputError, UsageError, did_you_mean
@@ -130,7 +131,7 @@ def _report(
     path: Path, sidecar: Sidecar, found: _Measured, *, shapes: Mapping[str, Shape], notes: tuple[str, ...], **about: Any
 ) -> ProfileReport:
     """Add all that follows from the times to what is known already."""
-    batch = next((shape[0] for shape in shapes.values() if shape), 1)
+    batch = batch_size(shapes, sidecar.profile)
     known = read(sidecar.provenance, str(path))
     per_sample = any(isinstance(spec.shape[0], str) for spec in sidecar.inputs if spec.shape)
     layers, taken_off_ms = layers_of(found.readings, known.nodes, found.plain_ms, batch, per_sample)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.backends.base import Session
+from edgeattn.batches import at_opt, batch_size
 from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, Sample, batches
 from edgeattn.errors import UsageError
@@ -102,7 +103,7 @@ class Judge:
             InferenceError: the engine failed.
         """
         drops = {metric: drop for metric, drop in self.budget.max_drop.items() if metric not in CLOSENESS}
-        most = max((spread.opt[0] for spread in session.profile.values() if spread.opt), default=1)
+        most = batch_size(at_opt(session.profile), session.profile)
         report = check_parity(
             session,
             self.reference,

@@ -15,7 +15,7 @@ ROUND_S = 0.1  # for each engine
 BUDGET_S = 60.0  # of measuring, after which the fewest rounds are enough
 MIN_GAIN = 0.01  # less is not worth leaving the first choice for
 
-Times = tuple[float, ...]  # milliseconds of the fastest run of each round: what else runs here only adds to it
+Times = tuple[float, ...]  # milliseconds of the median run of each round; of short runs the fastest are luck
 
 
 def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict[str, Times]:
@@ -25,7 +25,7 @@ def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict
     while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() - start < BUDGET_S):
         progress("measuring", len(rounds) / ROUNDS)
         found = measure(calls, warmup_s=0.0 if rounds else 0.2, duration_s=ROUND_S, min_runs=1)
-        rounds.append({name: report.min_ms for name, report in found.items()})
+        rounds.append({name: report.p50_ms for name, report in found.items()})
     return {name: tuple(row[name] for row in rounds) for name in calls}
 
 

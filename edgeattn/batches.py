@@ -1,4 +1,4 @@
-"""Which axis of an engine's inputs is the batch, and how batches are cut from feeds."""
+"""Which of an engine's inputs have a batch, how large it may be, and how batches are cut from feeds."""
 
 from __future__ import annotations
 
