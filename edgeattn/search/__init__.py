@@ -47,9 +47,9 @@ def build_best(
 
     What keeps the model's precision is checked as by `build_engine`. All are timed in turns at the optimal shapes on
     random inputs. The first choice of `auto` stays unless another is faster beyond the noise: by 1 % in the median
-    round, and in four rounds of five; so the result is never slower or less accurate than plain float32. What fails is
-    skipped. The sidecar lists all of them in `search`; with a budget, `<output>.onnx` is the graph that was chosen, as
-    its backend got it. Interrupted, the same call goes on where it was.
+    round, and at all with 95 % confidence; so the result is never slower or less accurate than plain float32. What
+    fails is skipped. The sidecar lists all of them in `search`; with a budget, `<output>.onnx` is the graph that was
+    chosen, as its backend got it. Interrupted, the same call goes on where it was.
 
     Args:
         source: a graph or its file.

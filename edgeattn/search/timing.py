@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from edgeattn.backends.base import Progress
 from edgeattn.profile import measure
+from edgeattn.profile.paired import median_bounds
 
-ROUNDS = 15
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS, ROUNDS, MOST_ROUNDS = 3, 15, 60  # where there is no time; as a rule; while it is open who is faster
 ROUND_S = 0.1  # for each engine
 BUDGET_S = 60.0  # of measuring, after which the fewest rounds are enough
 MIN_GAIN = 0.01  # less is not worth leaving the first choice for
@@ -19,18 +19,27 @@ Times = tuple[float, ...]  # milliseconds of the median run of each round; of sh
 
 
 def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict[str, Times]:
-    """Time engines in rounds, all of them in turn in each."""
-    rounds: list[dict[str, float]] = []
+    """Time engines in rounds, all of them in turn in each, until it is clear which is the fastest."""
+    times: dict[str, Times] = dict.fromkeys(calls, ())
     start = time.perf_counter()
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() - start < BUDGET_S):
-        progress("measuring", len(rounds) / ROUNDS)
-        found = measure(calls, warmup_s=0.0 if rounds else 0.2, duration_s=ROUND_S, min_runs=1)
-        rounds.append({name: report.p50_ms for name, report in found.items()})
-    return {name: tuple(row[name] for row in rounds) for name in calls}
+    for count in range(MOST_ROUNDS):
+        late = time.perf_counter() - start >= BUDGET_S
+        if count >= FEWEST_ROUNDS and (late or (count >= ROUNDS and _is_settled(times))):
+            break
+        progress("measuring", min(count / ROUNDS, 1.0))
+        found = measure(calls, warmup_s=0.0 if count else 0.2, duration_s=ROUND_S, min_runs=1)
+        times = {name: (*own, found[name].p50_ms) for name, own in times.items()}
+    return times
+
+
+def _is_settled(times: Mapping[str, Times]) -> bool:
+    """Whether none seems faster than the fastest, with no proof yet."""
+    best = times[fastest(times)]
+    return all(statistics.median(_ratios(own, best)) > 1 - MIN_GAIN for own in times.values())
 
 
 def fastest(times: Mapping[str, Times]) -> str:
-    """The name that no later one beats beyond the noise: by 1 % in the median round, and in four rounds of five."""
+    """The name that no later one beats beyond the noise."""
     best, *others = times
     for name in others:
         if beats(times[name], times[best]):
@@ -39,24 +48,25 @@ def fastest(times: Mapping[str, Times]) -> str:
 
 
 def beats(new: Times, old: Times) -> bool:
-    """Whether it is faster beyond the noise."""
-    ratios = sorted(after / before for after, before in zip(new, old, strict=True))
-    return statistics.median(ratios) <= 1 - MIN_GAIN and ratios[-1 - len(ratios) // 5] < 1
+    """Whether it is faster beyond the noise: by 1 % in the median round, and at all with 95 % confidence."""
+    ratios = _ratios(new, old)
+    return statistics.median(ratios) <= 1 - MIN_GAIN and median_bounds(ratios)[1] < 1
+
+
+def _ratios(one: Times, other: Times) -> list[float]:
+    """What one takes of the other's time, in each round, the least first."""
+    return sorted(own / against for own, against in zip(one, other, strict=True))
 
 
 def verdict(name: str, names: Sequence[str], times: Mapping[str, Times], best: str) -> str:
     """Why one of `names` won or lost, by its ratio to the winner in each round."""
-
-    def ratios(other: str) -> list[float]:
-        return sorted(own / least for own, least in zip(times[other], times[best], strict=True))
-
     if name == best:
-        rivals = [statistics.median(ratios(other)) for other in names if other != best]
+        rivals = [statistics.median(_ratios(times[other], times[best])) for other in names if other != best]
         if not rivals:
             return "chosen: the only one" + (" within the budget" if len(times) > 1 else "")
         return (
             f"chosen: the next takes {min(rivals):.2f} times as long{', within the noise' if min(rivals) < 1 else ''}"
         )
-    found = ratios(name)
+    found = _ratios(times[name], times[best])
     within = " and comes later: no faster beyond the noise" if statistics.median(found) < 1 else ""
     return f"{statistics.median(found):.2f} times the chosen ({found[0]:.2f} to {found[-1]:.2f}){within}"

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from onnx import compose
 
 from edgeattn import profile
 from edgeattn.backends import backend_named, open_session
-from edgeattn.backends.base import BuildConfig, Session
+from edgeattn.backends.base import BuildConfig, Session, silent
 from edgeattn.engine import Engine, read_sidecar
 from edgeattn.errors import BuildError, InferenceError, UsageError
 from edgeattn.graph import Graph, save_graph
 from edgeattn.lowering import BODY, FLASH
+from edgeattn.reports.latency import LatencyReport, latency_report
 from edgeattn.search import build_best, candidates, fastest, timing
 from edgeattn.tensors import random_feeds
 from tests.graphs import Array, self_attention
@@ -189,7 +191,25 @@ def test_what_is_faster_beyond_the_noise_is_taken(slow: tuple[float, ...], fast:
 
 
 def test_a_gain_in_few_rounds_is_noise() -> None:
-    steady = (1.0,) * 11
-    assert fastest({"first": steady, "lucky": (0.5,) * 8 + (1.2,) * 3}) == "first"
-    assert fastest({"first": steady, "faster": (0.9,) * 9 + (1.2,) * 2}) == "faster"
-    assert fastest({"first": steady, "barely": (0.995,) * 11}) == "first"
+    steady = (1.0,) * 15
+    assert fastest({"first": steady, "lucky": (0.5,) * 11 + (1.2,) * 4}) == "first"
+    assert fastest({"first": steady, "faster": (0.9,) * 12 + (1.2,) * 3}) == "faster"
+    assert fastest({"first": steady, "barely": (0.995,) * 15}) == "first"
+
+
+@pytest.mark.parametrize(("share", "expected", "longer"), [(0.0, "first", False), (0.68, "often", True)])
+def test_what_is_open_is_measured_on(
+    share: float, expected: str, longer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = itertools.count(1)
+
+    def measured(calls: Mapping[str, Callable[[], object]], **words: float) -> dict[str, LatencyReport]:
+        number = next(count)
+        faster = int(number * share) > int((number - 1) * share)  # in that share of the rounds
+        spent = {"first": 1.0, "often": 0.9 if faster else 1.1}
+        return {name: latency_report([int(1e6 * spent[name])], 1) for name in calls}
+
+    monkeypatch.setattr(timing, "measure", measured)
+    times = timing.timed({"first": int, "often": int}, silent)
+    assert fastest(times) == expected
+    assert (timing.ROUNDS < len(times["first"]) < timing.MOST_ROUNDS) == longer
