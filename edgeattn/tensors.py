@@ -65,7 +65,6 @@ def dtype_named(name: str) -> DType:
 
 
 @functools.cache  # asked for every input of every run
-@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a name in the table; bfloat16 and float8 come from ml_dtypes."""
     import numpy as np
@@ -287,6 +286,8 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
     Raises:
         InputError: a missing or unknown name, another dtype, or a shape outside the engine's range.
     """
+    if len(feeds) == len(inputs) and all(_is_usual(feeds.get(spec.name), spec, profile) for spec in inputs):
+        return dict(feeds)
     import numpy as np
 
     names = [spec.name for spec in inputs]
@@ -311,6 +312,20 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
         array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         checked[name] = array.view(numpy_dtype(spec.dtype))  # C's long long equals int64, but OpenVINO knows one only
     return checked
+
+
+def _is_usual(array: Any, spec: TensorSpec, profile: Profile) -> bool:
+    """Whether a feed is as most are, an array at the optimal shape: quick to see, which engines of 0.3 ms notice."""
+    import numpy as np
+
+    spread = profile.get(spec.name)
+    return (
+        spread is not None
+        and type(array) is np.ndarray
+        and array.shape == spread.opt
+        and array.dtype is numpy_dtype(spec.dtype)
+        and array.flags.c_contiguous
+    )
 
 
 def random_feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape], seed: int) -> dict[str, Array]:

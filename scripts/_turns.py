@@ -84,10 +84,17 @@ def beside(one: Callable[[], object], other: Callable[[], object]) -> float:
     return median(times["one"].p50_ms / times["other"].p50_ms for times in rounds)
 
 
-def besides(command: Sequence[str], lives: int) -> float:
-    """The median of what so many processes of a command print that prints `beside`."""
-    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(lives)]
-    return median(float(lines.splitlines()[-1]) for lines in said)
+def besides(command: Callable[[str, str], Sequence[str]], one: str, other: str, lives: int) -> float:
+    """The time of one contender over the other's, the median of so many processes that print `beside`.
+
+    Who comes first takes the better memory; so they change places from one process to the next.
+    """
+    found = []
+    for life in range(lives):
+        pair = (one, other) if life % 2 == 0 else (other, one)
+        said = subprocess.run(command(*pair), capture_output=True, text=True, check=True).stdout
+        found.append(float(said.splitlines()[-1]) ** (1 if life % 2 == 0 else -1))
+    return median(found)
 
 
 def _summary(lives: Sequence[Sequence[Time]]) -> Time:

@@ -166,10 +166,13 @@ def reading_of(
         UsageError: the outputs do not fit the task that was asked for.
     """
     arrays = list(outputs.values())
+    thought_of = asked
     if asked in (None, "detection") and (written := form_of(outputs, size)):
         form, read = written
-        return Reading("detection", read, tuple(names), form)
-    found = [fit for label in _LABELS if (fit := find_task(label, arrays, asked))]
+        if form:
+            return Reading("detection", read, tuple(names), form)
+        thought_of = "detection"  # of a YOLO's masks, no prototype is the answer
+    found = [fit for label in _LABELS if (fit := find_task(label, arrays, thought_of))]
     if found:
         task, index = min(found, key=lambda fit: fit[1])
         return Reading(task, (list(outputs)[index],), tuple(names))

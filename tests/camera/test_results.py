@@ -134,14 +134,52 @@ def test_overlapping_boxes_are_suppressed_as_in_the_graph_that_does_it_itself(wr
 
 
 def test_what_only_looks_like_a_detector_is_not_read_as_one() -> None:
-    boxes, scores = np.ones((1, 84, 4), np.float32), np.zeros((1, 84, 2), np.float32)
-    yolo = _yolo8(boxes, scores)
+    boxes, scores = np.float32([[[3, 4, 30, 40]] * 84]), np.full((1, 84, 2), 1e-4, np.float32)  # of a black frame
+    yolo, older = _yolo8(boxes, scores), _yolo5(boxes, scores)
     assert reading_of(yolo, size=(64, 64)).form == "yolo8"
+    assert reading_of(older, size=(64, 64)).form == "yolo5"
     assert reading_of(yolo, size=(96, 64)).task == ""  # the places of another size
+    assert reading_of(_yolo8(boxes / 64, scores), size=(64, 64)).task == ""  # shares of the picture, no pixels
+    for value in (32.0, -0.7, np.nan):  # key points, coefficients of masks, which a threshold would take for scores
+        more = {"output0": np.concatenate([yolo["output0"], np.full((1, 51, 84), value, np.float32)], 1)}
+        assert reading_of(more, size=(64, 64)).task == ""
+        more["prototypes"] = np.zeros((1, 32, 16, 16), np.float32)
+        assert reading_of(more, size=(64, 64)).task == ""
+        assert reading_of(more, "segmentation", size=(64, 64)).outputs == ("prototypes",)
+        rows = np.concatenate([older["output"], np.full((1, 252, 32), value, np.float32)], 2)
+        rows[..., 4] = 1e-3  # nothing is seen yet, and what is multiplied by that says nothing
+        assert reading_of({"output": rows}, size=(64, 64)).task == ""
     pose = {"output0": np.concatenate([yolo["output0"], np.full((1, 51, 84), 32.0, np.float32)], 1)}
-    assert reading_of(pose, size=(64, 64)).task == ""  # key points, which a threshold would take for scores
-    with pytest.raises(UsageError, match=r"YOLOv8's .*scores from 0 to 1; the model has output0 1x57x84"):
+    with pytest.raises(UsageError, match=r"YOLOv8's .* scores from 0 to 1; the model has output0 1x57x84"):
         reading_of(pose, "detection", size=(64, 64))
+
+
+def test_detections_of_a_yolos_number_are_detections() -> None:
+    rows = np.zeros((1, 252, 6), np.float32)  # three for each of the 84 places at 64x64
+    reading = reading_of({"y": rows}, size=(64, 64))
+    rows[0, 0] = [10, 10, 30, 30, 0.9, 2]
+    value = reading.value({"y": rows}, (64, 64), SQUARE)
+    assert isinstance(value, Boxes)
+    assert value.rows == pytest.approx(rows[0, :1])
+
+
+def test_many_objects_with_many_boxes_each_are_all_found() -> None:
+    places = np.stack(np.meshgrid(np.arange(8), np.arange(5)), -1).reshape(-1, 2) * 16.0 + 2
+    around = np.random.default_rng(0).uniform(-0.3, 0.3, (40, 12, 4)) + np.tile(places, 2)[:, None] + [0, 0, 10, 10]
+    boxes = around.reshape(1, -1, 4).astype(np.float32)
+    outputs = {"boxes": boxes, "scores": np.random.default_rng(1).uniform(0.5, 1, (1, 480, 1)).astype(np.float32)}
+    value = reading_of(outputs).value(outputs, (128, 128), Recipe((128, 128)))
+    assert isinstance(value, Boxes)
+    assert len(value.rows) == 40
+
+
+def test_a_box_that_is_not_finite_hides_none() -> None:
+    boxes = np.float32([[[2, 2, 30, 30], [2, 2, 30, 30], [np.inf, 2, 30, 30]]])
+    outputs = {"boxes": boxes, "scores": np.float32([[[np.inf], [0.9], [0.95]]])}
+    reading = reading_of({**outputs, "scores": np.zeros((1, 3, 1), np.float32)})
+    value = reading.value(outputs, (64, 64), SQUARE)
+    assert isinstance(value, Boxes)
+    assert value.rows[:, 4] == pytest.approx([0.9])
 
 
 def test_no_box_at_all_is_a_result() -> None:
