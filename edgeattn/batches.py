@@ -10,7 +10,7 @@ from edgeattn.tensors import Profile
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds, Shape
 
-__all__ = ["at_opt", "batch_range", "batch_size", "batched_inputs", "take_rows"]
+__all__ = ["at_opt", "batch_range", "batch_size", "batched_inputs", "joined_range", "take_rows"]
 
 
 def batched_inputs(profile: Profile) -> list[str]:
@@ -22,6 +22,12 @@ def batched_inputs(profile: Profile) -> list[str]:
 def batch_range(profile: Profile) -> tuple[int, int]:
     """The smallest and the largest batch."""
     spreads = [profile[name] for name in batched_inputs(profile)]
+    return max((s.min[0] for s in spreads), default=1), min((s.max[0] for s in spreads), default=1)
+
+
+def joined_range(profile: Profile) -> tuple[int, int]:
+    """How few and how many samples can be joined, which gives every input as many rows, the fixed ones too."""
+    spreads = [spread for spread in profile.values() if spread.min]
     return max((s.min[0] for s in spreads), default=1), min((s.max[0] for s in spreads), default=1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgeattn.engine import Sidecar
 from edgeattn.errors import InputError, UsageError, one_line
 from edgeattn.graph import Graph, load_graph
-from edgeattn.images import Recipe, leftover
+from edgeattn.images import Recipe, leftover, plain_recipe
 from edgeattn.ops.base import Tape
 from edgeattn.tensors import check_feeds
 
@@ -52,7 +52,7 @@ def fold_preprocess(graph: Graph, recipe: Recipe) -> Graph:
     shape = ir.Shape([batch, *recipe.size, recipe.channels])
     pixels = ir.Value(name=spec.name, shape=shape, type=ir.TensorType(ir.DataType.UINT8))
     _insert(main, old, pixels, recipe)
-    folded.model.metadata_props[FOLDED] = json.dumps(asdict(recipe))
+    folded.model.metadata_props[FOLDED] = json.dumps(plain_recipe(recipe))
     return Graph(folded.model, graph.path)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array
 
 MAX_PIXELS = 64 * 10**6
+_HUGE = float(np.finfo(np.float64).max)
 # The decoders that may see foreign bytes; Pillow has others, and one of them starts Ghostscript.
 _DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_HUGE <= value <= _HUGE
 
 
 def _is_size(value: object) -> bool:
@@ -115,6 +117,17 @@ class Recipe:
     def shape(self) -> tuple[int, int, int]:
         """The shape of one prepared image."""
         return (self.channels, *self.size) if self.layout == "nchw" else (*self.size, self.channels)
+
+
+def plain_recipe(recipe: Recipe | None) -> dict[str, Any]:
+    """A recipe as JSON has it; empty for none.
+
+    Without a `reducing_gap` it has no such key, as in files that were written before there was one.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(asdict(recipe))) if recipe else {}
+    if values.get("reducing_gap", 0) is None:
+        del values["reducing_gap"]
+    return values
 
 
 def load_recipe(path: str | Path) -> Recipe:

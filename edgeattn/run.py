@@ -13,7 +13,7 @@ import numpy as np
 from edgeattn import files
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Session
-from edgeattn.batches import batch_range
+from edgeattn.batches import joined_range
 from edgeattn.data import batches, load_recipe, open_data, read_npz
 from edgeattn.engine import read_sidecar
 from edgeattn.errors import UsageError
@@ -105,7 +105,7 @@ def run_engine(
 
 def _groups(data: Any, session: Session) -> Iterator[list[tuple[str, dict[str, Array]]]]:
     """Run the samples in the smallest batch that the engine takes, the last one filled up with its last sample."""
-    size, _ = batch_range(session.profile)
+    size, _ = joined_range(session.profile)
     for names, feeds, _ in batches(data, size):
         filled = {
             name: np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

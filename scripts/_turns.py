@@ -85,16 +85,18 @@ def beside(one: Callable[[], object], other: Callable[[], object]) -> float:
 
 
 def besides(command: Callable[[str, str], Sequence[str]], one: str, other: str, lives: int) -> float:
-    """The time of one contender over the other's, the median of so many processes that print `beside`.
+    """The time of one contender over the other's, the median of so many processes that print `beside`; NaN of none.
 
-    Who comes first takes the better memory; so they change places from one process to the next.
+    Who comes first takes the better memory; so they change places from one process to the next. What a process that
+    dies has to say goes to stderr.
     """
     found = []
     for life in range(lives):
         pair = (one, other) if life % 2 == 0 else (other, one)
-        said = subprocess.run(command(*pair), capture_output=True, text=True, check=True).stdout
-        found.append(float(said.splitlines()[-1]) ** (1 if life % 2 == 0 else -1))
-    return median(found)
+        child = subprocess.run(command(*pair), stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode == 0:
+            found.append(float(child.stdout.splitlines()[-1]) ** (1 if life % 2 == 0 else -1))
+    return median(found) if found else float("nan")
 
 
 def _summary(lives: Sequence[Sequence[Time]]) -> Time:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgeattn.errors import InputError, UsageError
-from edgeattn.images import Recipe, default_recipe, load_recipe
+from edgeattn.images import Recipe, default_recipe, load_recipe, plain_recipe
 from edgeattn.tensors import TensorSpec
 
 
@@ -37,6 +37,17 @@ def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, text)) == expected
 
 
+def test_files_that_hold_older_recipes_stay_fresh() -> None:
+    """Calibration tables and folded graphs keep recipes; a field that came later changes none that does without it."""
+    older = {
+        "size": [8, 6], "resize": "stretch", "interpolation": "bilinear", "color": "rgb", "scale": 1 / 255,
+        "mean": [], "std": [], "layout": "nchw", "fill": 114, "ignore": None,
+    }  # fmt: skip
+    assert plain_recipe(Recipe((8, 6))) == older
+    assert plain_recipe(Recipe((8, 6), reducing_gap=2.0)) == {**older, "reducing_gap": 2.0}
+    assert plain_recipe(None) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -55,6 +66,7 @@ def test_recipe_file_gives_every_field(tmp_path: Path) -> None:
         ("[preprocess]\nsize = [2, 2]\ncolor = ['rgb']", 'color is .*expected "rgb"'),
         ("[preprocess]\nsize = [2, 2]\nscale = '1/255'", "scale is '1/255'; expected a positive number"),
         ("[preprocess]\nsize = [2, 2]\nscale = nan", "positive number"),
+        (f"[preprocess]\nsize = [2, 2]\nscale = 1{400 * '0'}", "positive number"),
         ("[preprocess]\nsize = [2, 2]\nscale = 1e39", "lead out of float32"),
         ("[preprocess]\nsize = [2, 2]\nscale = 1e30\nstd = [1, 1, 1e-30]", "lead out of float32"),
         ("[preprocess]\nsize = [2, 2]\nmean = 0.5", "mean is 0.5; expected a list"),

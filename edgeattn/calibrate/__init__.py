@@ -35,9 +35,10 @@ from edgeattn.errors import InputError, MissingDependencyError, UsageError
 from edgeattn.folding import feeding_recipe
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, load_graph
+from edgeattn.images import plain_recipe
 from edgeattn.lowering import to_backend
 from edgeattn.normalise import infer_types, inlined
-from edgeattn.precision.ranges import Ranges, plain_recipe, save_ranges
+from edgeattn.precision.ranges import Ranges, save_ranges
 from edgeattn.reports.text import table
 
 if TYPE_CHECKING:

@@ -118,8 +118,8 @@ class Pipeline:
             EdgeAttnError: the first error in any stage, which is named.
             UsageError: somebody iterates over it a second time.
         """
-        if self._iterated:
-            raise UsageError("this pipeline has run; open another one for more results")
+        if self._iterated or self._closed:
+            raise UsageError("this pipeline has run or was closed; open another one for more results")
         self._iterated = True
         try:
             self._start()

@@ -141,6 +141,8 @@ def _preprocessing(recipe: Recipe) -> tuple[Keys, list[str]]:
         )
     if recipe.resize == "letterbox" and recipe.fill != 0:
         notes.append(f"nvinfer pads with black, where the recipe fills with {recipe.fill}")
+    if recipe.reducing_gap is not None:
+        notes.append("nvinfer does not average whole pixels first, as the recipe's reducing_gap does")
     if recipe.interpolation != "nearest":
         notes.append(
             f"nvinfer's {recipe.interpolation} filter does not smooth as it shrinks, as the recipe's does: frames much "

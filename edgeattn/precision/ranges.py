@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn import files
 from edgeattn.errors import InputError, did_you_mean, one_line, quote
+from edgeattn.images import plain_recipe
 
 if TYPE_CHECKING:
     from edgeattn.graph import Graph
@@ -70,12 +71,6 @@ _HEADER = {
     "recipe": dict, "settings": dict, "version": str,
 }  # fmt: skip
 _NUMBERS = tuple(item.name for item in dataclasses.fields(Range))
-
-
-def plain_recipe(recipe: Recipe | None) -> dict[str, Any]:
-    """A recipe as JSON has it; empty for none."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(recipe))) if recipe else {}
-    return values
 
 
 def digest(value: Any) -> str:
@@ -172,6 +167,6 @@ def require_fresh(ranges: Ranges, graph: Graph, recipe: Recipe | None = None) ->
             f"the ranges are stale: they were observed on {was}, this model is {graph.sha256[:12]} (SHA-256); {AGAIN}"
         )
     if recipe is not None and (wanted := plain_recipe(recipe)) != ranges.recipe:
-        names = [name for name in wanted if wanted[name] != ranges.recipe.get(name)]
-        said = ", ".join(f"{name} {ranges.recipe.get(name)!r}, now {wanted[name]!r}" for name in names)
+        pairs = {name: (ranges.recipe.get(name), wanted.get(name)) for name in {**ranges.recipe, **wanted}}
+        said = ", ".join(f"{name} {was!r}, now {now!r}" for name, (was, now) in pairs.items() if was != now)
         raise InputError(f"the ranges are stale: another recipe was followed ({said}); {AGAIN}")

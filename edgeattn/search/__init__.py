@@ -16,8 +16,9 @@ from edgeattn.engine import Engine, Sidecar, read_engine, sidecar_path, write_en
 from edgeattn.errors import UnsupportedError, UsageError
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, load_graph, save_graph
+from edgeattn.images import plain_recipe
 from edgeattn.parity import reference_from_graph
-from edgeattn.precision.ranges import Ranges, load_ranges, plain_recipe, save_ranges
+from edgeattn.precision.ranges import Ranges, load_ranges, save_ranges
 from edgeattn.search.budget import Budget, Judge
 from edgeattn.search.candidates import Candidate, candidates, lowered
 from edgeattn.search.groups import groups

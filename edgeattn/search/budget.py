@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.backends.base import Session
-from edgeattn.batches import at_opt, batch_size
+from edgeattn.batches import at_opt, batch_size, joined_range
 from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, Sample, batches
 from edgeattn.errors import UsageError
@@ -103,11 +103,12 @@ class Judge:
             InferenceError: the engine failed.
         """
         drops = {metric: drop for metric, drop in self.budget.max_drop.items() if metric not in CLOSENESS}
-        most = batch_size(at_opt(session.profile), session.profile)
+        least, most = joined_range(session.profile)
+        size = max(least, min(most, batch_size(at_opt(session.profile), session.profile)))
         report = check_parity(
             session,
             self.reference,
-            batches(self._samples(), most),
+            batches(self._samples(), size),
             precision,
             task=self.budget.task,
             max_drop=drops,

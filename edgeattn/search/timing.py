@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from edgeattn.backends.base import Progress
 from edgeattn.profile import measure
 from edgeattn.profile.paired import median_bounds
 
-FEWEST_ROUNDS, ROUNDS, MOST_ROUNDS = 3, 15, 60  # where there is no time; as a rule; while it is open who is faster
+FEWEST_ROUNDS = 6  # by luck alone, one of two equals wins all of them once in 64 times
+ROUNDS = (15, 30, 60)  # after which it is asked whether the fastest is known
 ROUND_S = 0.1  # for each engine
 BUDGET_S = 60.0  # of measuring, after which the fewest rounds are enough
 MIN_GAIN = 0.01  # less is not worth leaving the first choice for
@@ -18,15 +19,20 @@ MIN_GAIN = 0.01  # less is not worth leaving the first choice for
 Times = tuple[float, ...]  # milliseconds of the median run of each round; of short runs the fastest are luck
 
 
-def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict[str, Times]:
-    """Time engines in rounds, all of them in turn in each, until it is clear which is the fastest."""
+def timed(
+    calls: Mapping[str, Callable[[], object]], progress: Progress, eligible: Collection[str] | None = None
+) -> dict[str, Times]:
+    """Time engines in rounds, all of them in turn in each, until it is clear who of those `eligible` is the fastest."""
     times: dict[str, Times] = dict.fromkeys(calls, ())
+    rivals = calls.keys() if eligible is None else eligible
     start = time.perf_counter()
-    for count in range(MOST_ROUNDS):
+    for count in range(ROUNDS[-1]):
         late = time.perf_counter() - start >= BUDGET_S
-        if count >= FEWEST_ROUNDS and (late or (count >= ROUNDS and _is_settled(times))):
+        if count >= FEWEST_ROUNDS and late:
             break
-        progress("measuring", min(count / ROUNDS, 1.0))
+        if count in ROUNDS and _is_settled({name: times[name] for name in rivals}):
+            break
+        progress("measuring", count / next(most for most in ROUNDS if most > count))
         found = measure(calls, warmup_s=0.0 if count else 0.2, duration_s=ROUND_S, min_runs=1)
         times = {name: (*own, found[name].p50_ms) for name, own in times.items()}
     return times
@@ -34,6 +40,8 @@ def timed(calls: Mapping[str, Callable[[], object]], progress: Progress) -> dict
 
 def _is_settled(times: Mapping[str, Times]) -> bool:
     """Whether none seems faster than the fastest, with no proof yet."""
+    if not times:
+        return True
     best = times[fastest(times)]
     return all(statistics.median(_ratios(own, best)) > 1 - MIN_GAIN for own in times.values())
 

@@ -119,7 +119,7 @@ class Trial:
         return call
 
     def _measure(self, calls: dict[str, Callable[[], object]]) -> None:
-        times = timed(calls, self.progress)
+        times = timed(calls, self.progress, [name for name in calls if self.keeps(name)])
         anchor, *_ = times
         scale = self.ms.get(anchor, statistics.median(times[anchor]))
         for name, own in times.items():

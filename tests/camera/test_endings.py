@@ -32,8 +32,11 @@ def test_it_ends_after_so_many_results_or_seconds(session: Session) -> None:
 def test_a_second_loop_is_refused_rather_than_empty(session: Session) -> None:
     pipeline = edgeattn.camera.open(map(gray, range(3)), session)
     assert len(list(pipeline)) == 3
-    with pytest.raises(UsageError, match="has run; open another"):
-        list(pipeline)
+    closed = edgeattn.camera.open(map(gray, range(3)), session)
+    closed.close()
+    for ended in (pipeline, closed):
+        with pytest.raises(UsageError, match="has run or was closed; open another"):
+            list(ended)
 
 
 class Blocked(Ticking):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from edgeattn.calibrate.observers import merge, nothing, observe
 from edgeattn.calibrate.shards import Partial, finish, load_partial, merge_shards, save_partial
 from edgeattn.errors import InputError, UsageError
-from edgeattn.images import Recipe
-from edgeattn.precision.ranges import Range, Ranges, load_ranges, plain_recipe, require_fresh, save_ranges
+from edgeattn.images import Recipe, plain_recipe
+from edgeattn.precision.ranges import Range, Ranges, load_ranges, require_fresh, save_ranges
 from tests.graphs import self_attention
 
 RECIPE = Recipe((8, 6), mean=(0.1, 0.2, 0.3))

@@ -53,8 +53,7 @@ def network() -> Graph:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(timing, "ROUNDS", 5)
-    monkeypatch.setattr(timing, "MOST_ROUNDS", 5)
+    monkeypatch.setattr(timing, "ROUNDS", (5,))
     monkeypatch.setattr(timing, "ROUND_S", 0.0)
     monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
     save_graph(network(), tmp_path / "model.onnx")
