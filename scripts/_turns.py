@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from statistics import median
 from typing import TypeVar
 
 TURN_S = 0.1
+CLOSE = 1.15
 PAUSE_S = 0.3  # until the threads of whoever ran before have stopped spinning
 Result = TypeVar("Result")
 
@@ -84,19 +86,27 @@ def beside(one: Callable[[], object], other: Callable[[], object]) -> float:
     return median(times["one"].p50_ms / times["other"].p50_ms for times in rounds)
 
 
-def besides(command: Callable[[str, str], Sequence[str]], one: str, other: str, lives: int) -> float:
-    """The time of one contender over the other's, the median of so many processes that print `beside`; NaN of none.
+def besides(command: Callable[[str, str], Sequence[str]], one: str, rivals: Mapping[str, float], lives: int) -> float:
+    """The time of one contender over that of the fastest rival, where the two take turns in one process.
 
-    Who comes first takes the better memory; so they change places from one process to the next. What a process that
-    dies has to say goes to stderr.
+    `rivals` are milliseconds by name; as two processes of one engine differ by a tenth, all within 15 % of the fastest
+    may be it, and the largest ratio counts. `command` makes processes that print what `beside` gives for two names; a
+    ratio is the median of so many. Who comes first takes the better memory, so they change places. What a process that
+    dies has to say goes to stderr; where all do, NaN.
     """
+    least = min(rivals.values())
+    ratios = [_beside(command, one, name, lives) for name, ms in rivals.items() if ms <= CLOSE * least]
+    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan)
+
+
+def _beside(command: Callable[[str, str], Sequence[str]], one: str, other: str, lives: int) -> float:
     found = []
     for life in range(lives):
         pair = (one, other) if life % 2 == 0 else (other, one)
         child = subprocess.run(command(*pair), stdout=subprocess.PIPE, text=True, check=False)
         if child.returncode == 0:
             found.append(float(child.stdout.splitlines()[-1]) ** (1 if life % 2 == 0 else -1))
-    return median(found) if found else float("nan")
+    return median(found) if found else math.nan
 
 
 def _summary(lives: Sequence[Sequence[Time]]) -> Time:
