@@ -98,6 +98,10 @@ class Recipe:
         for name, (form, holds) in _FORMS.items():
             if not holds(value := getattr(self, name)):
                 raise InputError(f"recipe: {name} is {value!r}; expected {form}")
+        if self.reducing_gap is not None and self.interpolation == "nearest":
+            raise InputError(
+                'recipe: "nearest" takes single pixels, so nothing is reduced first; leave reducing_gap out'
+            )
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, self.channels):
                 raise InputError(

@@ -74,6 +74,7 @@ def test_files_that_hold_older_recipes_stay_fresh() -> None:
         ("[preprocess]\nsize = [2, 2]\nstd = [1, 0, 1]", "list of positive numbers"),
         ("[preprocess]\nsize = [2, 2]\nfill = 256", "0 to 255"),
         ("[preprocess]\nsize = [2, 2]\nreducing_gap = 0.5", "reducing_gap is 0.5; expected a number of at least 1"),
+        ("[preprocess]\nsize = [2, 2]\nreducing_gap = 2\ninterpolation = 'nearest'", "leave reducing_gap out"),
         ("[preprocess]\nsize = [2, 2]\nignore = 11", "key 'ignore' is unknown"),
         ("[preprocess]\nsize = [2, 2]\n[labels]\nignored = 11", "key 'ignored' is unknown; did you mean 'ignore'"),
         ("[preprocess]\nsize = [2, 2]\n[labels]\nignore = -1", "ignore is -1; expected a whole number"),

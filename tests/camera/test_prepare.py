@@ -21,11 +21,12 @@ SIZES = st.tuples(st.integers(1, 23), st.integers(1, 23))
 def recipes(draw: st.DrawFn) -> Recipe:
     color = draw(st.sampled_from(["rgb", "bgr", "gray"]))
     numbers = [0.4, 0.5, 0.6][: 1 if color == "gray" else 3]
+    interpolation = draw(st.sampled_from(["nearest", "bilinear", "bicubic"]))
     return Recipe(
         size=draw(SIZES),
         resize=draw(st.sampled_from(["stretch", "crop", "letterbox"])),
-        interpolation=draw(st.sampled_from(["nearest", "bilinear", "bicubic"])),
-        reducing_gap=draw(st.sampled_from([None, 1.0, 2.0])),
+        interpolation=interpolation,
+        reducing_gap=draw(st.sampled_from([None, 1.0, 2.0])) if interpolation != "nearest" else None,
         color=color,
         scale=draw(st.sampled_from([1 / 255, 1.0])),
         mean=draw(st.sampled_from([(), tuple(numbers)])),
