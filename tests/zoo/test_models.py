@@ -15,7 +15,7 @@ from sklearn.metrics import jaccard_score
 from edgeattn import files, zoo
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import BuildConfig
-from edgeattn.build import build_engine
+from edgeattn.build import BuildReport, build_engine
 from edgeattn.data import load_recipe, open_data
 from edgeattn.export import export_model
 from edgeattn.fuse import fuse
@@ -45,6 +45,13 @@ def exported(name: str, folder: Path) -> Path:
         type(model)(model.module, specs, name), folder / f"{name}.onnx", dynamic=parse_dynamic(["batch"], specs)
     )
     return folder / f"{name}.onnx"
+
+
+@functools.cache
+def built(name: str, backend: str, folder: Path) -> BuildReport:
+    """An engine of the exported model."""
+    config = BuildConfig(targets=("sm_86",) if backend == "tensorrt-rtx" else ())
+    return build_engine(exported(name, folder), folder / f"{name}-{backend}.engine", config, backend)
 
 
 @names
@@ -83,8 +90,7 @@ def test_exports_with_batch_one(name: str, folder: Path) -> None:
 def test_builds_and_agrees_with_its_graph(name: str, backend: str, folder: Path) -> None:
     if reasons := backend_named(backend).missing(running=False):
         pytest.skip(reasons[0])
-    config = BuildConfig(targets=("sm_86",) if backend == "tensorrt-rtx" else ())
-    report = build_engine(exported(name, folder), folder / f"{name}-{backend}.engine", config, backend)
+    report = built(name, backend, folder)
     assert report.path.stat().st_size
     assert report.parity is None or report.parity.passed
     assert report.parity is not None or backend == "tensorrt-rtx"
@@ -97,10 +103,8 @@ def test_engine_does_the_task_as_its_original_does(name: str, folder: Path) -> N
     if not data.exists():
         DATASETS[entry.data](data, "test", 24)
     recipe = ROOT / "calibration" / f"{entry.data}.toml"
-    engine = folder / f"{name}-task.engine"
-    build_engine(exported(name, folder), engine, backend="openvino", check=False)
     report = compare_files(
-        engine,
+        built(name, "openvino", folder).path,
         f"zoo:{name}",
         data=data,
         recipe=recipe if recipe.is_file() else None,
