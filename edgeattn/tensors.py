@@ -286,8 +286,6 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
     Raises:
         InputError: a missing or unknown name, another dtype, or a shape outside the engine's range.
     """
-    if len(feeds) == len(inputs) and all(_is_usual(feeds.get(spec.name), spec, profile) for spec in inputs):
-        return dict(feeds)
     import numpy as np
 
     names = [spec.name for spec in inputs]
@@ -314,18 +312,32 @@ def check_feeds(inputs: Sequence[TensorSpec], profile: Profile, feeds: Feeds) ->
     return checked
 
 
-def _is_usual(array: Any, spec: TensorSpec, profile: Profile) -> bool:
-    """Whether a feed is as most are, an array at the optimal shape: quick to see, which engines of 0.3 ms notice."""
+Usual = tuple[tuple[str, Shape, "np.dtype[Any]"], ...]
+
+
+def usual_feeds(inputs: Sequence[TensorSpec], profile: Profile) -> Usual:
+    """What most feeds of an engine are: arrays at the optimal shapes, by name, shape and dtype."""
+    shapes = (profile[spec.name].opt if spec.name in profile else (-1,) for spec in inputs)  # as no array is
+    return tuple((spec.name, shape, numpy_dtype(spec.dtype)) for spec, shape in zip(inputs, shapes, strict=True))
+
+
+def are_usual(feeds: Feeds, usual: Usual) -> bool:
+    """Whether feeds need no other check: seen in a microsecond or two, which engines of 0.3 ms notice."""
+    for name, shape, dtype in usual:
+        array: Any = feeds.get(name)
+        if type(array) is not _array_type() or array.shape != shape or array.dtype is not dtype:
+            return False
+        if not array.flags.c_contiguous:
+            return False
+    return len(feeds) == len(usual)
+
+
+@functools.cache
+def _array_type() -> Any:
+    """NumPy's arrays alone: no subclass, and none of another library that looks alike but lies on a GPU."""
     import numpy as np
 
-    spread = profile.get(spec.name)
-    return (
-        spread is not None
-        and type(array) is np.ndarray
-        and array.shape == spread.opt
-        and array.dtype is numpy_dtype(spec.dtype)
-        and array.flags.c_contiguous
-    )
+    return np.ndarray
 
 
 def random_feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape], seed: int) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from edgeattn.tensors import (
     DTYPES,
     ShapeRange,
     TensorSpec,
+    are_usual,
     check_feeds,
     corners,
     dtype_named,
@@ -26,6 +28,7 @@ from edgeattn.tensors import (
     parse_shapes,
     parse_size,
     resolve_profile,
+    usual_feeds,
 )
 
 DIMS = st.lists(st.integers(1, 10**6), min_size=1, max_size=6)
@@ -207,6 +210,26 @@ def test_feeds_come_back_contiguous_and_equal() -> None:
     (checked,) = check_feeds([TOKENS], PROFILE, {"tokens": feed}).values()
     assert checked.flags.c_contiguous
     np.testing.assert_array_equal(checked, feed)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "usual"),
+    [
+        ({"x": np.zeros((2, 3), np.float32)}, True),
+        ({"x": np.zeros((1, 3), np.float32)}, False),  # in range, though
+        ({"x": np.zeros((2, 3))}, False),
+        ({"x": np.zeros((3, 2), np.float32).T}, False),
+        ({"x": [[0.0] * 3] * 2}, False),
+        ({"x": torch.zeros(2, 3)}, False),
+        ({"x": np.zeros((2, 3), np.float32), "y": np.zeros(1)}, False),
+        ({"y": np.zeros((2, 3), np.float32)}, False),
+        ({}, False),
+    ],
+)
+def test_only_what_needs_no_check_is_usual(feeds: dict[str, Any], usual: bool) -> None:
+    inputs = (TensorSpec("x", "float32", ("n", 3)),)
+    assert are_usual(feeds, usual_feeds(inputs, {"x": ShapeRange((1, 3), (2, 3), (8, 3))})) == usual
+    assert not are_usual(feeds, usual_feeds(inputs, {}))
 
 
 def test_feeds_that_fit_are_not_copied() -> None:

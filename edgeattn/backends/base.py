@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeattn.engine import Engine, Sidecar
 from edgeattn.graph import Graph
-from edgeattn.tensors import ShapeRange, TensorSpec, check_feeds
+from edgeattn.tensors import ShapeRange, TensorSpec, are_usual, check_feeds, usual_feeds
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Dim, Feeds, Shape
@@ -122,6 +122,9 @@ class Session:
     details: Mapping[str, Any] = field(default_factory=dict)
     layers: Callable[[], LayerTimes] | None = None
 
+    def __post_init__(self) -> None:
+        self._usual = usual_feeds(self.inputs, self.profile)
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once.
 
@@ -129,7 +132,8 @@ class Session:
             InputError: the feeds do not fit the inputs; says name, expected and got.
             InferenceError: the backend failed.
         """
-        return self.infer(check_feeds(self.inputs, self.profile, feeds))
+        usual = are_usual(feeds, self._usual)
+        return self.infer(dict(feeds) if usual else check_feeds(self.inputs, self.profile, feeds))
 
     def close(self) -> None:
         """Free what the session holds; a second call does nothing."""
