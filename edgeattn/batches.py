@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeattn.tensors import Profile
 
 if TYPE_CHECKING:
-    from edgeattn.tensors import Array, Feeds, Shape
+    from edgeattn.tensors import Array, Feeds, Shape, ShapeRange
 
 __all__ = ["at_opt", "batch_range", "batch_size", "batched_inputs", "joined_range", "take_rows"]
 
@@ -21,13 +21,16 @@ def batched_inputs(profile: Profile) -> list[str]:
 
 def batch_range(profile: Profile) -> tuple[int, int]:
     """The smallest and the largest batch."""
-    spreads = [profile[name] for name in batched_inputs(profile)]
-    return max((s.min[0] for s in spreads), default=1), min((s.max[0] for s in spreads), default=1)
+    return _rows([profile[name] for name in batched_inputs(profile)])
 
 
 def joined_range(profile: Profile) -> tuple[int, int]:
     """How few and how many samples can be joined, which gives every input as many rows, the fixed ones too."""
-    spreads = [spread for spread in profile.values() if spread.min]
+    return _rows([spread for spread in profile.values() if spread.opt])
+
+
+def _rows(spreads: Sequence[ShapeRange]) -> tuple[int, int]:
+    """How few and how many rows all of some inputs take."""
     return max((s.min[0] for s in spreads), default=1), min((s.max[0] for s in spreads), default=1)
 
 

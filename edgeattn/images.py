@@ -129,9 +129,7 @@ def plain_recipe(recipe: Recipe | None) -> dict[str, Any]:
     Without a `reducing_gap` it has no such key, as in files that were written before there was one.
     """
     values: dict[str, Any] = json.loads(json.dumps(asdict(recipe))) if recipe else {}
-    if values.get("reducing_gap", 0) is None:
-        del values["reducing_gap"]
-    return values
+    return {name: value for name, value in values.items() if (name, value) != ("reducing_gap", None)}
 
 
 def load_recipe(path: str | Path) -> Recipe:

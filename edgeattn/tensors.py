@@ -128,9 +128,8 @@ class ShapeRange:
         return self.min == self.max
 
     def contains(self, shape: Sequence[int]) -> bool:
-        return shape == self.opt or (  # what is fed most often, and cheap to see
-            len(shape) == len(self.min)
-            and all(low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True))
+        return len(shape) == len(self.min) and all(
+            low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True)
         )
 
     def __str__(self) -> str:
