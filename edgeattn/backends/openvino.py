@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -65,8 +66,8 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
     hint = _inference_precision(core, graph, config, notes)
     try:
         model = core.read_model(io.BytesIO(graph.serialized))
-        names = {port.any_name for port in model.inputs}  # an input that nothing reads is not among them
-        ranges = {name: spread for name, spread in config.profile.items() if name in names}
+        _give_names(model, graph)
+        ranges = {name: config.profile[name] for name in _names(model.inputs, config.profile)}
         model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in ranges.items()})
         compiled = core.compile_model(model, "CPU", _properties(hint))
         plan = compiled.export_model().getvalue()
@@ -112,7 +113,8 @@ def load(engine: Engine, profiling: bool = False) -> Session:
             raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
 
     def runner(compiled: ov.CompiledModel, request: ov.InferRequest) -> Runner:
-        return _runner(compiled, request, [spec.name for spec in sidecar.outputs])
+        read = _names(compiled.inputs, [spec.name for spec in sidecar.inputs])
+        return _runner(request, read, [spec.name for spec in sidecar.outputs])
 
     if profiling:
         timer = LayerTimer(opened, runner)
@@ -121,11 +123,24 @@ def load(engine: Engine, profiling: bool = False) -> Session:
     return Session(sidecar.inputs, sidecar.outputs, sidecar.profile, runner(*opened()), device=device)
 
 
-def _runner(compiled: ov.CompiledModel, request: ov.InferRequest, names: list[str]) -> Runner:
+def _give_names(model: ov.Model, graph: Graph) -> None:
+    """Give inputs their names back: what a Dropout reads is called as what it gives, and what nothing reads is gone."""
+    named = set().union(*(port.names for port in model.inputs))
+    left = [value.name for value in graph.model.graph.inputs if value.uses() and value.name not in named]
+    known = [spec.name for spec in graph.inputs]
+    nameless = [port for port in model.inputs if port.names.isdisjoint(known)]
+    for port, name in zip(nameless, left, strict=True):
+        port.add_names({name})
+
+
+def _names(ports: Sequence[ov.Output], known: Collection[str]) -> list[str]:
+    """What the graph calls a model's inputs; one that is only passed on goes by other names too."""
+    return [next(name for name in known if name in port.names) for port in ports]
+
+
+def _runner(request: ov.InferRequest, read: list[str], names: list[str]) -> Runner:
     """The function that runs a request."""
     import openvino as ov
-
-    read = [port.any_name for port in compiled.inputs]
 
     def infer(feeds: dict[str, Array]) -> dict[str, Array]:
         try:

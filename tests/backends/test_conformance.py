@@ -246,6 +246,22 @@ def test_an_input_that_nothing_reads_is_taken_and_ignored(backend: Backend) -> N
     np.testing.assert_array_equal(found["y"], [0, 2])
 
 
+@pytest.mark.parametrize("kind", ["Identity", "Pad", "Transpose", "Cast", "Dropout"])
+def test_inputs_keep_their_names_behind_nodes_that_do_nothing(backend: Backend, kind: str) -> None:
+    """A runtime may leave such a node out and call the input after its result, `a`."""
+    attributes = {"Transpose": {"perm": [0, 1]}, "Cast": {"to": FLOAT}}.get(kind, {})
+    pads = {"pads": np.zeros(4, np.int64)} if kind == "Pad" else {}
+    nodes = [
+        helper.make_node(kind, ["x", *pads], ["a"], name="nothing", **attributes),
+        helper.make_node("MatMul", ["a", "w"], ["y"], name="product"),
+    ]
+    inputs = [("nobody", FLOAT, ["batch", 2]), ("x", FLOAT, ["batch", 2])]
+    graph = graph_of(nodes, inputs, [("y", FLOAT, ["batch", 2])], {"w": np.eye(2, dtype=np.float32), **pads})
+    feeds = {"nobody": np.zeros((3, 2), np.float32), "x": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    with load(backend, graph) as session:
+        np.testing.assert_array_equal(session.run(feeds)["y"], feeds["x"])
+
+
 def test_openvino_does_not_lower_what_the_graph_keeps_in_float32() -> None:
     backend = backend_named("openvino")
     if backend.missing():
