@@ -124,6 +124,13 @@ def rtx_products(lowered: Graph) -> set[str]:
     return {names[layer.get_output(0).dtype] for layer in products}
 
 
+def sqnr(found: dict[str, Any], truth: dict[str, Any]) -> float:
+    """Signal to noise over all outputs, in dB."""
+    noise = sum(np.square(found[name].astype(np.float64) - truth[name]).sum() for name in truth)
+    signal = sum(np.square(value.astype(np.float64)).sum() for value in truth.values())
+    return float(10 * np.log10(signal / max(noise, 1e-300)))
+
+
 def distance(found: Any, truth: Any) -> float:
     found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
     return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), 1e-30))
@@ -226,14 +233,17 @@ def exported(name: str, dynamic: bool = False, opset: int | None = None) -> tupl
     else:
         module, inputs = others[name]
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if dynamic else None
+    found = traced(module, inputs, dynamic_shapes=shapes, opset_version=opset)
+    return found, {spec.name: tensor.numpy() for spec, tensor in zip(found.inputs, inputs, strict=True)}
+
+
+def traced(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> Graph:
+    """What PyTorch's exporter makes of a module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            module.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, opset_version=opset
-        )
-    found = Graph(ir.from_proto(program.model_proto))
-    return found, {spec.name: tensor.numpy() for spec, tensor in zip(found.inputs, inputs, strict=True)}
+        program = torch.onnx.export(module.eval(), inputs, dynamo=True, verbose=False, **options)
+    return Graph(ir.from_proto(program.model_proto))
 
 
 MODELS = [*ZOO, "masked", "masked by the smallest float32", "channels-first norm", "cosine", "spatial transformer"]

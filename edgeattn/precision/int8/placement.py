@@ -1,8 +1,8 @@
 """Where quantisation goes: which operators compute in INT8, which values are rounded for them, and why others are not.
 
 Products with constant weights are quantised: Conv, ConvTranspose, Gemm, MatMul. An attention is one unit that stays in
-float, and so do softmax, normalisation and gates: rounded to 8 bits they cost 15 to 30 dB, while the projections around
-an attention, which hold most of the arithmetic, cost little.
+float but for what `edgeattn.precision.int8.attention` rounds, and so do softmax, normalisation and gates: rounded to 8
+bits they cost 15 to 30 dB, while the projections around an attention, which hold most of the arithmetic, cost little.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ class Scheme:
     """How a runtime takes INT8.
 
     `signed` activations are symmetric in -127 .. 127, others lie in 0 .. 255 about a zero point. With `integers`, a
-    convolution's result is rounded as well and its bias stored in int32.
+    convolution's result is rounded as well and its bias stored in int32. With `attention`, a fused attention takes
+    queries and keys in INT8.
     """
 
     signed: bool
     integers: bool
+    attention: bool = False
 
 
 SCHEMES = {
     "signed": Scheme(signed=True, integers=False),
-    "shifted": Scheme(signed=False, integers=False),
+    "shifted": Scheme(signed=False, integers=False, attention=True),
     "unsigned": Scheme(signed=False, integers=True),
 }
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -76,12 +78,14 @@ class Placement:
     """What is quantised.
 
     `points` are the values that are rounded to 8 bits, each with the range it is rounded in; `readers` are the inputs
-    (node, place) that read the rounded value. `kept` says why an operator with weights stays in float.
+    (node, place) that read the rounded value. Those in `symmetric` have no zero point whatever the scheme. `kept` says
+    why an operator with weights stays in float.
     """
 
     products: dict[ir.Node, Product] = field(default_factory=dict)
     points: dict[ir.Value, Range] = field(default_factory=dict)
     readers: dict[ir.Value, dict[tuple[ir.Node, int], None]] = field(default_factory=dict)
+    symmetric: set[ir.Value] = field(default_factory=set)
     kept: dict[ir.Node, str] = field(default_factory=dict)
 
     def read(self, value: ir.Value, node: ir.Node, place: int) -> None:
@@ -165,7 +169,7 @@ def _obstacle(product: Product, opset: int, ranges: Ranges, scheme: Scheme) -> s
     if value.dtype not in FLOATS or (value.dtype != ir.DataType.FLOAT and opset < SCALE_OPSET):
         dtype = value.dtype.name if value.dtype else "no such dtype"
         return f"quantisation takes {dtype} from opset {SCALE_OPSET} on: export it with that, or in float32"
-    if why := _unusable(ranges.tensors.get(value.name or "")):
+    if why := unusable(ranges.tensors.get(value.name or "")):
         return f"{why} of its input"
     return _no_integers(product, ranges) if scheme.integers else ""
 
@@ -174,7 +178,7 @@ def _no_integers(product: Product, ranges: Ranges) -> str:
     """Why ONNX Runtime has no integer kernel for a product; empty where it has."""
     node, bias = product.node, constant(operand(*product.bias)) if product.bias is not None else None
     result = _result(node)
-    unusable = _unusable(ranges.tensors.get(result.name or ""))
+    why = unusable(ranges.tensors.get(result.name or ""))
     obstacles = {
         "ONNX Runtime has no integer kernels beside other floats than float32": (
             operand(node, product.x).dtype != ir.DataType.FLOAT
@@ -185,12 +189,13 @@ def _no_integers(product: Product, ranges: Ranges) -> str:
         and (bias is None or (bias.size > 1 and bias.shape[-1] != bias.size)),
         "its result is an output of the graph, which would be rounded to 8 bits": op(node) == "Conv"
         and result.is_graph_output(),
-        f"{unusable} of its result": op(node) == "Conv" and bool(unusable),
+        f"{why} of its result": op(node) == "Conv" and bool(why),
     }
     return next((reason for reason, holds in obstacles.items() if holds), "")
 
 
-def _unusable(found: Range | None) -> str:
+def unusable(found: Range | None) -> str:
+    """Why nothing can be rounded in a range; empty where it can."""
     if found is None:
         return "no range was observed"
     if not (math.isfinite(found.low) and math.isfinite(found.high)):

@@ -1,11 +1,12 @@
 """INT8 as QuantizeLinear and DequantizeLinear nodes in the graph, placed by role (`edgeattn.precision.int8.placement`).
 
     signed      activations round(x / s) in -128 .. 127, s = max(|low|, |high|) / 127; biases stay in float.
-                What TensorRT, TensorRT-RTX and OpenVINO take
-    unsigned    activations round(x / s) + z in 0 .. 255, s = (high - low) / 255; biases int32 of scale s * s_w.
-                What ONNX Runtime's kernels on x86 take
+                What TensorRT and TensorRT-RTX take
+    shifted     activations round(x / s) + z in 0 .. 255, s = (high - low) / 255; biases stay in float, and queries and
+                keys of attentions may be signed. What OpenVINO takes
+    unsigned    activations as shifted; biases int32 of scale s * s_w. What ONNX Runtime's kernels on x86 take
 
-In both, weights are stored in INT8 with one scale for each output channel, s_w = max|w| / 127, and no zero point.
+In all, weights are stored in INT8 with one scale for each output channel, s_w = max|w| / 127, and no zero point.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgeattn.errors import UnsupportedError, UsageError, did_you_mean
 from edgeattn.graph import Graph
 from edgeattn.normalise import drop_identities, infer_types, inlined, upgraded
 from edgeattn.ops.base import DOMAIN
+from edgeattn.precision.int8.attention import round_attentions
 from edgeattn.precision.int8.placement import SCHEMES, Placement, Product, Scheme, operand, place
 from edgeattn.precision.int8.weights import Names, initializer, numbers, settle_weights
 from edgeattn.precision.ranges import Range, Ranges
@@ -54,17 +56,24 @@ class Quantised:
 
 
 def quantise(
-    graph: Graph, ranges: Ranges, scheme: str, keep: Collection[str] = (), *, rest: str = "float32"
+    graph: Graph,
+    ranges: Ranges,
+    scheme: str,
+    keep: Collection[str] = (),
+    *,
+    rest: str = "float32",
+    attention: bool = False,
 ) -> Quantised:
     """Put Q/DQ nodes into a fused graph.
 
     Args:
         graph: as `edgeattn.fuse` gives it; it is not changed.
         ranges: what calibration observed of its values.
-        scheme: `signed` or `unsigned`.
+        scheme: `signed`, `shifted` or `unsigned`.
         keep: names of nodes that stay in float.
         rest: the dtype that the graph will be lowered to beside INT8. Scales are numbers of that dtype from the start:
             rounded to float16 afterwards, those of small weights would be off by percents.
+        attention: round the queries and keys of attentions too, where the scheme's runtime has a kernel for that.
 
     Raises:
         UsageError: another scheme, a name that no node has, or a graph that holds Q/DQ nodes already.
@@ -80,9 +89,11 @@ def quantise(
             raise UsageError(f"no node {name!r} to keep high; {did_you_mean(name, names)}")
     model = prepared(graph)
     placement = place(model.graph, Graph(model).opset, ranges, SCHEMES[scheme], keep)
-    kept = {node.name or "": reason for node, reason in placement.kept.items()}
     if not placement.products:
         raise UnsupportedError(f"nothing in {graph.path or 'the graph'} can be quantised", _grouped(placement.kept))
+    if attention and SCHEMES[scheme].attention:
+        round_attentions(model.graph, placement, ranges, keep)
+    kept = {node.name or "": reason for node, reason in placement.kept.items()}
     notes = tuple(_notes(placement))
     _Inserter(model.graph, SCHEMES[scheme], numpy_dtype(rest)).run(placement)
     common.RemoveUnusedNodesPass()(model)
@@ -120,13 +131,13 @@ class _Inserter:
     def run(self, placement: Placement) -> None:
         sources = [(product, operand(product.node, product.x)) for product in placement.products.values()]
         for value, spread in placement.points.items():
-            self._round(value, spread, list(placement.readers[value]))
+            shifted = not (self.scheme.signed or value in placement.symmetric)
+            self._round(value, affine(spread, shifted, self.rest), list(placement.readers[value]))
         for product, source in sources:
             self._store(product, self.scales[source])
 
-    def _round(self, value: ir.Value, spread: Range, readers: Sequence[tuple[ir.Node, int]]) -> None:
-        scale, zero = affine(spread, self.scheme, self.rest)
-        scale = scale.astype(_dtype(value))
+    def _round(self, value: ir.Value, by: tuple[Array, Array], readers: Sequence[tuple[ir.Node, int]]) -> None:
+        scale, zero = by[0].astype(_dtype(value)), by[1]
         self.scales[value] = scale
         parameters = [self._constant(value, "scale", scale), self._constant(value, "zero_point", zero)]
         codes = self._node("QuantizeLinear", [value, *parameters], value, parameters[1].dtype)
@@ -180,10 +191,10 @@ class _Inserter:
         return node
 
 
-def affine(spread: Range, scheme: Scheme, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Scale and zero point of an activation."""
+def affine(spread: Range, shifted: bool, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Scale and zero point of an activation, which is that of signed codes where it is not `shifted`."""
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
-    if scheme.signed:
+    if not shifted:
         return _scales(np.array(max(-low, high) / 127), dtype), np.zeros((), np.int8)
     scale = _scales(np.array((high - low) / 255), dtype)
     return scale, np.clip(np.rint(-low / scale.astype(np.float64)), 0, 255).astype(np.uint8)

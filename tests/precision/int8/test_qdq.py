@@ -30,16 +30,9 @@ from edgeattn.tensors import resolve_profile
 from edgeattn.zoo.data.sources import crop, photographs
 from tests.graphs import FLOAT, graph_of
 from tests.models import ZOO
-from tests.precision.lowered import exported, observed
+from tests.precision.lowered import exported, observed, sqnr
 
 Array = np.ndarray[Any, Any]
-
-
-def sqnr(found: dict[str, Array], truth: dict[str, Array]) -> float:
-    """Signal to noise over all outputs, in dB."""
-    noise = sum(np.square(found[name].astype(np.float64) - truth[name]).sum() for name in truth)
-    signal = sum(np.square(value.astype(np.float64)).sum() for value in truth.values())
-    return float(10 * np.log10(signal / max(noise, 1e-300)))
 
 
 def photos(count: int, split: str, size: int = 32) -> Array:
