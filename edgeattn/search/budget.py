@@ -17,6 +17,7 @@ from edgeattn.data import Dataset, Sample, batches
 from edgeattn.errors import UsageError
 from edgeattn.metrics import task_with
 from edgeattn.parity import Reference, check_parity
+from edgeattn.parity.findings import ROUNDING, MetricParity, share
 from edgeattn.reports.text import number
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CLOSENESS = ("cosine", "sqnr")  # of the outputs to the model's own, where there
 MOST_BYTES = 2 << 30  # of samples and answers that are kept in memory
 CALIBRATING = 256  # samples at most
 JUDGING = 1024
+RESAMPLES = 200  # by which the standard error of a drop is known to a twentieth
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Judge:
             task=self.budget.task,
             max_drop=drops,
             latency=False,
-            resamples=0,
+            resamples=RESAMPLES,
         )
         near = {
             "cosine": min((output.cosine for output in report.outputs), default=1.0),
@@ -123,7 +125,7 @@ class Judge:
         return Accuracy(
             {**{metric.name: metric.engine for metric in report.metrics}, **near},
             {**{metric.name: metric.drop for metric in report.metrics}, "cosine": 1 - near["cosine"]},
-            (*broken, *(failure for metric in report.metrics for failure in metric.failures), *self._far(near)),
+            (*broken, *(failure for metric in report.metrics for failure in _failures(metric)), *self._far(near)),
         )
 
     def _far(self, near: Mapping[str, float]) -> Iterator[str]:
@@ -146,6 +148,22 @@ class Judge:
                 kept.append(sample)
             yield sample
         self.kept = kept if size <= MOST_BYTES else None
+
+
+def _failures(metric: MetricParity) -> Iterator[str]:
+    """Why a metric is beyond its bound, or so near it that on other samples it would often be.
+
+    Of several ways to build, the search takes one that happens to lose little on these samples. So a drop has to keep
+    its bound by one standard error, that of paired samples: where the same ones are right, it is zero.
+    """
+    yield from metric.failures
+    low, high = metric.intervals.get("drop", (0.0, 0.0))
+    error = (high - low) / 4  # 95 % lie within two of them to each side
+    if metric.max_drop is not None and not metric.failures and metric.drop + error > metric.max_drop + ROUNDING:
+        yield (
+            f"{metric.name} drops by {share(metric.drop)} with a standard error of {share(error)} on {metric.samples} "
+            f"samples, at most {share(metric.max_drop)} is allowed"
+        )
 
 
 def _remembering(reference: Reference) -> Reference:

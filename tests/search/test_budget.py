@@ -70,6 +70,21 @@ def test_the_drop_is_that_of_the_task_and_the_distance_that_of_the_outputs(data:
     assert found.drops["cosine"] == pytest.approx(1 - cosine, rel=1e-4)
 
 
+def test_a_drop_keeps_its_bound_by_one_standard_error(data: Dataset) -> None:
+    bias = np.float32([1, 0, 0, 0])
+    truth = np.concatenate([sample.feeds["x"] for sample in data])
+    lost = (truth + bias).argmax(1) != truth.argmax(1)
+    drop, error = lost.mean(), lost.std() / np.sqrt(len(lost))
+    assert 0 < drop < 1
+
+    def failures(bound: float) -> tuple[str, ...]:
+        return Judge(Counted().reference, data, Budget(data, {"top1": bound})).measure(session(bias), "int8").failures
+
+    (said,) = failures(drop + 0.7 * error)
+    assert "with a standard error of" in said
+    assert failures(drop + 1.3 * error) == ()
+
+
 @pytest.mark.parametrize(
     ("max_drop", "said"),
     [
