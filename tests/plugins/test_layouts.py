@@ -71,6 +71,20 @@ def scaled(*, reshaped: bool = True) -> Graph:
     return graph_of([*nodes, *tail], [*ports, ("x", FLOAT, shape)], [("z", FLOAT, shape)], constants)
 
 
+def scaled_batch_second() -> Graph:
+    """A scaled sum on top of a result whose batch was moved behind its places, which no kernel writes."""
+    attention = maps()
+    nodes = [ir.serde.serialize_node(node) for node in attention.model.graph][:-1]
+    tail = [
+        helper.make_node("Transpose", ["tokens"], ["y"], name="back", perm=[1, 0, 2]),
+        helper.make_node("Mul", ["gamma", "y"], ["part"], name="part"),
+        helper.make_node("Add", ["part", "x"], ["z"], name="sum"),
+    ]
+    shape = [N, B, E]
+    ports = [*((spec.name, FLOAT, list(spec.shape or ())) for spec in attention.inputs), ("x", FLOAT, shape)]
+    return graph_of([*nodes, *tail], ports, [("z", FLOAT, shape)], {"gamma": np.array([0.7], np.float32)})
+
+
 def as_plugin(graph: Graph, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Graph, ir.Node]:
     offer(folder, monkeypatch, requests_in(graph, ["float32"]))
     fused, _ = fuse(graph)
@@ -119,8 +133,9 @@ def played(graph: Graph) -> Graph:
         (heads(seen=True), "bnhd,bnhd,bnhd,bhnd", 1),
         (scaled(), "bhdn,bhdn,bhdn,bhdn", 0),
         (scaled(reshaped=False), "bhdn,bhdn,bhdn,bhdn", 0),
+        (scaled_batch_second(), "bhdn,bhdn,bhdn,bhnd", 1),
     ],
-    ids=["map", "heads", "result seen elsewhere", "residual", "residual without a map"],
+    ids=["map", "heads", "result seen elsewhere", "residual", "residual without a map", "residual, batch second"],
 )
 def test_a_plugin_reads_and_writes_maps_and_tokens_as_they_lie(
     graph: Graph, layout: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,6 +90,8 @@ def residual(node: ir.Node) -> Residual | None:
     In between may be what changes no byte: the head taken out, a Reshape.
     """
     last = result(node)
+    if last is not None and layouts(node)[3] == CANONICAL:  # no layout that a kernel writes: the Transpose stays
+        return None
     product = _only_user(last.outputs[0] if last is not None else node.outputs[0])
     if last is None and product is not None and _drops_heads(node, product):
         product = _only_user(product.outputs[0])
@@ -105,6 +107,16 @@ def residual(node: ir.Node) -> Residual | None:
     shapes = [dims(value) for value in (x, product.outputs[0], add.outputs[0])]
     same = shapes[0] is not None and None not in shapes[0] and shapes.count(shapes[0]) == len(shapes)
     return Residual(x, gamma, add) if x is not None and same else None
+
+
+def border(node: ir.Node) -> tuple[list[ir.Value], ir.Value]:
+    """What an attention's kernel reads where its operands lie in memory, and what it writes in the end."""
+    last, tail = result(node), residual(node)
+    reads = [operand(value).source for value in node.inputs[:3] if value is not None]
+    reads += [value for value in node.inputs[3:] if value is not None]
+    if tail is not None:
+        return [*reads, tail.x, tail.gamma], tail.add.outputs[0]
+    return reads, last.outputs[0] if last is not None and layouts(node)[3] != CANONICAL else node.outputs[0]
 
 
 def relay(model: ir.Model, node: ir.Node) -> None:
