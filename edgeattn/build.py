@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeattn import __version__, files
+from edgeattn.alone import Measured, fastest_forms
 from edgeattn.backends import backend_named, choose_backend
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build_report import LOW_PRECISIONS, SHORT_NAMES, BuildPlan, BuildReport, rebuild_command
@@ -21,7 +22,7 @@ from edgeattn.errors import GateError, UnsupportedError, UsageError
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
-from edgeattn.lowering import Plan
+from edgeattn.lowering import BODY, PLUGIN, Plan
 from edgeattn.lowering.tensorrt import choose
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.precision.mixed import floating, typed_for
@@ -70,7 +71,8 @@ def plan_build(
         config = dataclasses.replace(config, profile=profile)
     with _timed(seconds, "fuse"):
         fused, found = fuse(graph)
-        config, functions = _with_plugins(fused, name, config)
+    with _timed(seconds, "measure"):
+        config, measured, functions = _with_plugins(fused, name, config, ranges)
     with _timed(seconds, "type"):
         typed, typing = typed_for(fused, name, config, ranges=ranges, samples=samples)
         notes = (*_unused(config, name), *found.notes, *functions, *typing)
@@ -79,7 +81,7 @@ def plan_build(
         if reasons:
             raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)
     attention = tuple(
-        _with_form(item, name, config.forms) for item in attention_in(fused, found.found, floating(config))
+        _with_form(item, name, config.forms, measured) for item in attention_in(fused, found.found, floating(config))
     )
     return BuildPlan(graph, typed, name, why, config, attention, found.missed, notes, seconds)
 
@@ -157,18 +159,38 @@ def _require_precisions(config: BuildConfig, ranges: Ranges | None) -> None:
             )
 
 
-def _with_plugins(fused: Graph, backend: str, config: BuildConfig) -> tuple[BuildConfig, tuple[str, ...]]:
-    """Choose the attentions that TensorRT runs as plugins, and say why others stay functions."""
+def _with_plugins(
+    fused: Graph, backend: str, config: BuildConfig, ranges: Ranges | None
+) -> tuple[BuildConfig, dict[str, Measured], tuple[str, ...]]:
+    """Choose the attentions that TensorRT runs as plugins: those that are faster so, where it is left to `auto`.
+
+    Returns:
+        The settings with the forms that were chosen, what was measured, and notes: that, and why others stay functions.
+    """
     if backend != "tensorrt":
-        return config, ()
+        return config, {}, ()
     chosen, notes = choose(fused, config.attention, floating(config))
-    return dataclasses.replace(config, forms={**chosen, **config.forms}), notes
+    measured: dict[str, Measured] = {}
+    if config.attention == "auto":
+        able, _ = choose(fused, "plugin", floating(config))
+        ways = {name: (PLUGIN, BODY) if name in chosen else (BODY, PLUGIN) for name in able if name not in config.forms}
+        measured, timings = fastest_forms(fused, backend, config, ways, ranges)
+        chosen |= {name: item.form for name, item in measured.items()}
+        notes = (*notes, *timings)
+    return dataclasses.replace(config, forms={**chosen, **config.forms}), measured, notes
 
 
-def _with_form(item: AttentionInfo, backend: str, forms: Mapping[str, str]) -> AttentionInfo:
+def _with_form(
+    item: AttentionInfo, backend: str, forms: Mapping[str, str], measured: Mapping[str, Measured]
+) -> AttentionInfo:
     """What is said of an attention once its form was chosen."""
-    form = forms.get(item.found.name)
-    return dataclasses.replace(item, plans={**item.plans, backend: Plan(form, "as chosen")}) if form else item
+    name, planned = item.found.name, item.plans[backend]
+    if name not in forms:
+        return item
+    natively = backend == "tensorrt" and forms[name] == BODY  # what that comes to, its plan says
+    runs = planned.runs if natively else forms[name]
+    chosen = Plan(runs, str(measured.get(name, "as chosen")))
+    return dataclasses.replace(item, plans={**item.plans, backend: chosen})
 
 
 def _unused(config: BuildConfig, backend: str) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ class BuildReport:
 
     @property
     def overhead_s(self) -> float:
-        """What the build cost beyond the backend's compilation and the check, in seconds."""
-        return sum(spent for phase, spent in self.seconds.items() if phase not in ("compile", "check"))
+        """What the build cost beyond the backend's compilation, the timing of attentions and the check, in seconds."""
+        return sum(spent for phase, spent in self.seconds.items() if phase not in ("measure", "compile", "check"))
 
     def __str__(self) -> str:
         precision = self.sidecar.precision

@@ -35,7 +35,7 @@ ORDER = re.findall(
     folding folders data precision
     profile run parity
     zoo
-    calibrate build_report build search doctor
+    calibrate alone build_report build search doctor
     maps bisect camera deploy
     cli __main__
 """,

@@ -42,7 +42,8 @@ class BuildConfig:
         hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
         forms: by the name of an attention, the form to run it in instead of the planned one; see `lowering.forms`.
         attention: what TensorRT runs attention with: `native`, its own fusion and plain operators; `plugin`, kernels of
-            edgeattn wherever there is one; `auto`, these where its own fusion does not reach.
+            edgeattn wherever there is one; `auto`, for each attention what is faster alone on this device, and where
+            that is a tie or cannot be measured, the kernels where its own fusion does not reach.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
         progress: called with a phase and its fraction, None where that cannot be known.
     """

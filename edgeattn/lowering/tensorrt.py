@@ -55,7 +55,8 @@ def choose(graph: Graph, how: str, precision: str) -> tuple[dict[str, str], tupl
 
     Args:
         graph: a fused graph.
-        how: `native` for none; `plugin` for all that can; `auto` for those that TensorRT does not fuse by itself.
+        how: `native` for none; `plugin` for all that can; `auto` for those that TensorRT does not fuse by itself, which
+            is where a build begins to measure.
         precision: the dtype that the graph will be typed in; empty for its own.
     """
     forms, notes = {}, []

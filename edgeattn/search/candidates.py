@@ -52,10 +52,12 @@ class Candidate:
         return dataclasses.replace(self, precision=precision, rest="float32", high={}, but="")
 
     def config(self, config: BuildConfig) -> BuildConfig:
-        """The settings that build it."""
+        """The settings that build it: where no form is chosen, TensorRT's own, since here whole engines are timed."""
+        native = self.backend == "tensorrt" and config.attention == "auto"
         return dataclasses.replace(
             config,
             forms=self.forms,
+            attention="native" if native else config.attention,
             precision=self.precision or config.precision,
             rest=self.rest,
             layer_precisions={

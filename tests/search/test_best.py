@@ -116,6 +116,14 @@ def test_equal_attentions_change_their_form_together() -> None:
     assert len({name for way in ways for name in way.forms}) == 2
 
 
+def test_whole_engines_are_timed_and_no_attention_alone() -> None:
+    (plain,) = candidates(self_attention().graph, "tensorrt")
+    assert plain.config(BuildConfig()).attention == "native"
+    assert plain.config(BuildConfig(attention="plugin")).attention == "plugin"
+    (other,) = candidates(self_attention(tokens="tokens").graph, "openvino")
+    assert other.config(BuildConfig()).attention == "auto"
+
+
 def test_a_candidate_that_fails_is_named_and_passed_over(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = backend_named("openvino").build
     wrong = self_attention(seed=1).graph
