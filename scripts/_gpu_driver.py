@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -57,11 +58,21 @@ def by_ctypes(made: Compiled, values: Sequence[int]) -> Callable[[int], None]:
 
 
 @functools.cache
-def _pycuda_function(name: str, cubin: bytes, shared: int) -> Any:
+def _pycuda() -> Any:
+    """The driver in PyTorch's context, until the process ends: pycuda aborts one that leaves a context behind."""
     import pycuda.driver as cuda
 
     cuda.init()
-    cuda.Device(torch.cuda.current_device()).retain_primary_context().push()
+    primary = cuda.Device(torch.cuda.current_device()).retain_primary_context()
+    primary.push()
+    atexit.register(primary.detach)
+    atexit.register(cuda.Context.pop)  # before it is detached
+    return cuda
+
+
+@functools.cache
+def _pycuda_function(name: str, cubin: bytes, shared: int) -> Any:
+    cuda = _pycuda()
     function = cuda.module_from_buffer(cubin).get_function(name)
     if shared > DEFAULT_SHARED:
         function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)

@@ -11,11 +11,12 @@ import torch
 Call = Callable[[], object]
 ROUNDS = 25
 MOST_SETS = 32
+L2_BYTES = 64 << 20  # where an older PyTorch does not tell
 
 
 def sets_needed(size_bytes: int) -> int:
     """How many sets of buffers of this size hold twice what the L2 cache does."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", L2_BYTES)
     return max(2, min(MOST_SETS, -(-2 * cache // max(1, size_bytes))))
 
 
@@ -53,6 +54,7 @@ def _captured(calls: Sequence[Call]) -> Call:
         with torch.cuda.graph(graph):
             all_of_them()
     except RuntimeError:  # something in it cannot be captured
+        torch.cuda.set_stream(torch.cuda.default_stream())  # a capture that fails leaves its own behind
         torch.cuda.synchronize()
         return all_of_them
     graph.replay()

@@ -21,10 +21,9 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import SPAN, channel_logits, gated, project_launch, tile_of
+from edgeattn.kernels.gating import RESIDUAL, SPAN, channel_logits, gated, project_launch, tile_of
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, attention_pool_launch, known, places_of, pool_launch, pooled, power, refusals
-from edgeattn.ops.activations import RESIDUAL
 from edgeattn.tensors import Dim, dtype_named
 
 POOLS = {"avg": ("avg",), "max": ("max",), "avgmax": ("avg", "max"), "attn": ("attn",)}

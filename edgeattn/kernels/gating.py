@@ -14,6 +14,7 @@ from edgeattn.kernels.launch import Launch, cdiv, product
 from edgeattn.kernels.pooling import POOLED, attended, pooled, power
 from edgeattn.tensors import Dim
 
+RESIDUAL = "+1"  # as in edgeattn.ops.activations, which needs onnx; kernels are checked where only PyTorch is
 SPAN = 4  # tiles that a program weighs, once it has computed the weights of their channels
 
 

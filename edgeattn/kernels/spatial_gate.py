@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import gated
+from edgeattn.kernels.gating import RESIDUAL, gated
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.planes import PLACES, plane_launches
 from edgeattn.kernels.pooling import TILE, known, places_of, power, refusals
-from edgeattn.ops.activations import RESIDUAL
 from edgeattn.tensors import Dim, dtype_named
 
 
