@@ -17,6 +17,7 @@ from edgeattn.fuse import Missed
 from edgeattn.graph import Graph
 from edgeattn.inspect import AttentionInfo
 from edgeattn.parity import ParityReport
+from edgeattn.parity.findings import share
 from edgeattn.precision.mixed import floating
 from edgeattn.reports.text import number, table
 from edgeattn.tensors import format_shape, format_size
@@ -133,7 +134,8 @@ class BuildReport:
         if not self.parity.samples:
             return "runs, and gives finite numbers on random input; give --data to see what INT8 costs on real samples"
         worst = min(output.sqnr_db for output in self.parity.outputs)
-        return f"SQNR {number(worst)} dB against the graph on {self.parity.samples} samples"
+        lost = "".join(f"; {metric.name} drops by {share(metric.drop)}" for metric in self.parity.metrics)
+        return f"SQNR {number(worst)} dB against the graph on {self.parity.samples} samples{lost}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the sidecar but the provenance of its layers, the notes, seconds by phase."""

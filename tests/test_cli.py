@@ -119,6 +119,8 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["build", "model.onnx", "--backend", "openvino", "--target", "sm_87"], 4, "not for sm_87"),
         (["build", "model.onnx", "--best", "--target", "sm_87"], 2, "leave targets"),
         (["build", "model.onnx", "--best", "--dry-run"], 2, "leave --dry-run out"),
+        (["build", "model.onnx", "--max-builds", "3"], 2, "about the search: give --best"),
+        (["build", "model.onnx", "--fp16", "--max-drop", "top1=1%"], 2, "give --data DIR"),
         (["build", "model.onnx", "--shapes", "x:1x7x8", "--max-shapes", "x:2x7x8"], 2, "--shapes is"),
         (["build", "model.onnx", "--max-shapes", "x:99999999999x7x8"], 2, "at most 2147483647 elements"),
         (["inspect", "."], 5, "it is a folder"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeattn.cli.calibrate import METHODS
 from edgeattn.cli.options import converted, json_option, parse_drops, task_option, whole
@@ -13,6 +14,9 @@ from edgeattn.cli.progress import shown
 from edgeattn.cli.samples import budget_of, observed
 from edgeattn.errors import UsageError
 from edgeattn.tensors import parse_shapes, parse_size
+
+if TYPE_CHECKING:
+    from edgeattn.backends.base import BuildConfig, Progress
 
 HELP = "build an engine from an ONNX model and verify it"
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
@@ -29,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
     _precision_options(parser.add_argument_group("precision (default: as the model is)"))
     _calibration_options(parser.add_argument_group("calibration, which INT8 needs"))
-    _budget_options(parser.add_argument_group("the search of --best"))
+    _budget_options(parser.add_argument_group("what accuracy may cost, on --data"))
     _shape_options(parser.add_argument_group("shapes, as x:1x3x224x224,y:1x10"))
     _tensorrt_options(parser.add_argument_group("TensorRT"))
     _alias(parser, "--saveEngine", dest="output", type=Path)
@@ -75,10 +79,12 @@ def _budget_options(group: argparse._ArgumentGroup) -> None:
         "--max-drop",
         type=converted(parse_drops),
         metavar="METRIC=P%",
-        help="what accuracy may cost: top1=0.5%%, miou, fbeta, map, cosine; or sqnr=30dB, which is kept at least",
+        help="top1=0.5%%, miou, fbeta, map, cosine; or sqnr=30dB, which is kept at least (default: the recipe's)",
     )
     task_option(group)
-    group.add_argument("--max-builds", type=whole(1), metavar="N", help="engines to build at most (default: 64)")
+    group.add_argument(
+        "--max-builds", type=whole(1), metavar="N", help="engines that --best builds at most (default: 64)"
+    )
 
 
 def _shape_options(group: argparse._ArgumentGroup) -> None:
@@ -122,10 +128,10 @@ def _mem_pool_size(text: str) -> int:
 def _refuse_contradictions(args: argparse.Namespace, best: bool) -> None:
     if best and (args.int8 or args.ranges or args.keep):
         raise UsageError("--best finds out itself what is in INT8: leave --int8, --ranges and --keep out")
-    if not best and (args.max_drop or args.task or args.max_builds):
-        raise UsageError(
-            "--max-drop, --task and --max-builds are about the search: give --best, or use edgeattn parity"
-        )
+    if not best and args.max_builds:
+        raise UsageError("--max-builds is about the search: give --best")
+    if args.max_drop and not args.data:
+        raise UsageError("how much accuracy drops is seen on real samples: give --data DIR")
     if args.ranges and args.calibration_method:
         raise UsageError("--ranges were found by a method already: leave --calibration-method out")
     if best and args.dry_run:
@@ -136,10 +142,36 @@ def _refuse_contradictions(args: argparse.Namespace, best: bool) -> None:
         raise UsageError("--shapes is min, opt and max in one; give it alone, or the three without it")
 
 
+def _config(args: argparse.Namespace, best: bool, progress: Progress) -> BuildConfig:
+    """The settings of a build; what real samples say comes later."""
+    from edgeattn.backends.base import BuildConfig
+    from edgeattn.build import SHORT_NAMES
+
+    long_names = {short: name for name, short in SHORT_NAMES.items()}
+    asked = "" if best else long_names.get(args.precision, args.precision or "")
+    int8 = args.int8 or asked == "int8"
+    return BuildConfig(
+        precision="int8" if int8 else asked,
+        rest=asked if int8 and asked not in ("", "int8") else "float32",
+        min_shapes=args.min_shapes,
+        opt_shapes=args.shapes or args.opt_shapes,
+        max_shapes=args.max_shapes,
+        keep_io_types=not args.no_keep_io_types,
+        targets=tuple(name.strip() for name in args.target.split(",") if name.strip()),
+        workspace=args.workspace,
+        timing_cache=args.timing_cache,
+        opt_level=args.opt_level,
+        version_compatible=args.version_compatible,
+        hardware_compatibility=args.hardware_compatibility,
+        attention=args.attention,
+        tf32=args.tf32,
+        progress=progress,
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Build, or with --dry-run only plan."""
-    from edgeattn.backends.base import BuildConfig
-    from edgeattn.build import SHORT_NAMES, build_engine, plan_build
+    from edgeattn.build import build_engine, plan_build
     from edgeattn.data import load_recipe
     from edgeattn.engine import sidecar_path
     from edgeattn.folding import fold_preprocess
@@ -150,39 +182,28 @@ def run(args: argparse.Namespace) -> int:
     _refuse_contradictions(args, best)
     output = args.output or args.model.parent / f"{args.model.stem}.engine"
     check_outputs((output, sidecar_path(output), args.json), (args.model, args.ranges, args.recipe))
-    long_names = {short: name for name, short in SHORT_NAMES.items()}
-    asked = "" if best else long_names.get(args.precision, args.precision or "")
-    int8 = args.int8 or asked == "int8"
     with shown(args.quiet) as progress:
-        config = BuildConfig(
-            precision="int8" if int8 else asked,
-            rest=asked if int8 and asked not in ("", "int8") else "float32",
-            min_shapes=args.min_shapes,
-            opt_shapes=args.shapes or args.opt_shapes,
-            max_shapes=args.max_shapes,
-            keep_io_types=not args.no_keep_io_types,
-            targets=tuple(name.strip() for name in args.target.split(",") if name.strip()),
-            workspace=args.workspace,
-            timing_cache=args.timing_cache,
-            opt_level=args.opt_level,
-            version_compatible=args.version_compatible,
-            hardware_compatibility=args.hardware_compatibility,
-            attention=args.attention,
-            tf32=args.tf32,
-            progress=progress,
-        )
+        config = _config(args, best, progress)
         source = load_graph(args.model)
         graph = fold_preprocess(source, load_recipe(args.recipe)) if args.fold_preprocess else source
         if best:
             config, budget = budget_of(args, graph, config)
             report = build_best(graph, output, config, args.backend, check=not args.no_check, budget=budget)
         else:
-            config, ranges, data = observed(args, source, graph, config, progress)
+            config, ranges, data, drops = observed(args, source, graph, config, progress)
             if args.dry_run:
                 print(plan_build(graph, config, args.backend, ranges=ranges, samples=data))
                 return 0
             report = build_engine(
-                graph, output, config, args.backend, check=not args.no_check, ranges=ranges, samples=data
+                graph,
+                output,
+                config,
+                args.backend,
+                check=not args.no_check,
+                ranges=ranges,
+                samples=data,
+                max_drop=drops,
+                task=args.task,
             )
     emit(report, args.json)
     if args.verbose:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +33,10 @@ def recipe_in(path: Path | None) -> Recipe | None:
 
 def observed(
     args: argparse.Namespace, source: Graph, graph: Graph, config: BuildConfig, progress: Progress
-) -> tuple[BuildConfig, Ranges | None, Dataset | None]:
-    """What is known of real values: ranges, read or observed now, and samples; and what is to be kept high.
+) -> tuple[BuildConfig, Ranges | None, Dataset | None, Mapping[str, float]]:
+    """What is known of real values: ranges, read or observed now, samples, and what may be lost on these.
+
+    The settings come back with what is to be kept high.
 
     `graph` is `source`, or that with its preprocessing folded in; the ranges that are read are of `source`.
     """
@@ -55,7 +59,10 @@ def observed(
             ranges = dataclasses.replace(ranges, tensors=tensors)
     elif data and config.precision not in ("", "float32"):
         ranges = calibrate(graph, data, settings, progress=progress)
-    return config, ranges, data
+    drops = args.max_drop or settings.acceptance
+    if drops and data is None:
+        print("edgeattn: the recipe's [acceptance] is judged on real samples: give --data DIR", file=sys.stderr)
+    return config, ranges, data, drops if data else {}
 
 
 def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[BuildConfig, Budget | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,12 @@ from edgeattn.data import Dataset, Sample, batches
 from edgeattn.errors import UsageError
 from edgeattn.metrics import task_with
 from edgeattn.parity import Reference, check_parity
+from edgeattn.parity.closeness import CLOSENESS, closeness, task_drops, too_far
 from edgeattn.parity.findings import ROUNDING, MetricParity, share
-from edgeattn.reports.text import number
 
 if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds
 
-CLOSENESS = ("cosine", "sqnr")  # of the outputs to the model's own, where there are no labels
 MOST_BYTES = 2 << 30  # of samples and answers that are kept in memory
 CALIBRATING = 256  # samples at most
 JUDGING = 1024
@@ -104,7 +102,6 @@ class Judge:
             UsageError: a metric of the budget is not measured on these samples.
             InferenceError: the engine failed.
         """
-        drops = {metric: drop for metric, drop in self.budget.max_drop.items() if metric not in CLOSENESS}
         least, most = joined_range(session.profile)
         size = max(least, min(most, batch_size(at_opt(session.profile), session.profile)))
         report = check_parity(
@@ -113,27 +110,21 @@ class Judge:
             batches(self._samples(), size),
             precision,
             task=self.budget.task,
-            max_drop=drops,
+            max_drop=task_drops(self.budget.max_drop),
             latency=False,
             resamples=RESAMPLES,
         )
-        near = {
-            "cosine": min((output.cosine for output in report.outputs), default=1.0),
-            "sqnr": min((output.sqnr_db for output in report.outputs), default=math.inf),
-        }
+        near = closeness(report.outputs)
         broken = [f"output {output.name!r} is not finite" for output in report.outputs if output.non_finite]
         return Accuracy(
             {**{metric.name: metric.engine for metric in report.metrics}, **near},
             {**{metric.name: metric.drop for metric in report.metrics}, "cosine": 1 - near["cosine"]},
-            (*broken, *(failure for metric in report.metrics for failure in _failures(metric)), *self._far(near)),
+            (
+                *broken,
+                *(failure for metric in report.metrics for failure in _failures(metric)),
+                *too_far(near, self.budget.max_drop),
+            ),
         )
-
-    def _far(self, near: Mapping[str, float]) -> Iterator[str]:
-        allowed = self.budget.max_drop
-        if "cosine" in allowed and not 1 - near["cosine"] <= allowed["cosine"]:
-            yield f"cosine drops by {number(1 - near['cosine'])}, at most {number(allowed['cosine'])} is allowed"
-        if "sqnr" in allowed and not near["sqnr"] >= allowed["sqnr"]:
-            yield f"sqnr is {near['sqnr']:.1f} dB, at least {number(allowed['sqnr'])} dB is asked for"
 
     def _samples(self) -> Iterator[Sample]:
         """The samples: from memory once they were read, where they are few enough."""
