@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Form = Callable[..., Tensor]
+STEP = 2**-6  # of INT8 codes: the largest values of a map saturate
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,24 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     rivals: Mapping[str, Form] = field(default_factory=dict)  # other ways to compute it in PyTorch
 
+    @property
+    def codes(self) -> bool:
+        """Whether y holds INT8 codes; the form then gives them before they are rounded."""
+        return bool(self.attributes.get("codes"))
+
+    @property
+    def result(self) -> torch.dtype:
+        """What y holds."""
+        return torch.int8 if self.codes else getattr(torch, self.dtype)
+
     def tensors(self, device: str) -> dict[str, Tensor]:
         """Fresh random inputs; weights such that what they make of a map is about as large as it."""
         made = {}
         for name, shape in self.inputs.items():
             value = torch.randn(shape, device=device)
             weight = name[0] in "wbs" and self.op != "SoftmaxAttention"
+            if name == "y_scale":
+                value = torch.full(shape, STEP, device=device)
             made[name] = (value / max(1, value[0].numel()) ** 0.5 if weight else value).to(getattr(torch, self.dtype))
         return made
 
@@ -186,13 +199,24 @@ def _gate_case(kind: str, dtype: str, *shape: int) -> Case:
     return Case(name, op, variant, dtype, form, inputs, list(inputs.values()), shape, attributes)
 
 
+def _in_codes(case: Case) -> Case:
+    """A gate that writes INT8."""
+
+    def form(*inputs: Tensor) -> Tensor:
+        *given, step = inputs
+        return (case.form(*given) / step).clamp(-128, 127)
+
+    inputs, attributes = {**case.inputs, "y_scale": (1,)}, {**case.attributes, "codes": True}
+    return replace(case, name=f"{case.name} to INT8", form=form, inputs=inputs, attributes=attributes)
+
+
 GATES = ("SE", "ECA", "GC", "spatial gate", "CBAM", "SK", "gated skip")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 def small_cases() -> list[Case]:
-    """Odd and small sizes of every op in every type."""
-    return [
+    """Odd and small sizes of every op in every type, and gates that write INT8."""
+    plain = [
         case
         for dtype in DTYPES
         for case in (
@@ -201,6 +225,7 @@ def small_cases() -> list[Case]:
             *(_gate_case(kind, dtype, 2, 19, 7, 5) for kind in GATES),
         )
     ]
+    return [*plain, *(_in_codes(_gate_case(kind, "float16", 2, 19, 7, 5)) for kind in GATES)]
 
 
 def timed_cases() -> list[Case]:

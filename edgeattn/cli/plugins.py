@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arch", default="", metavar="SM,...", help="such as sm_87,sm_110 (default: all)")
     parser.add_argument("--precision", default="fp16", metavar="P,...", help="of fp32, fp16, bf16 (default: fp16)")
+    parser.add_argument("--int8", action="store_true", help="also kernels of gates that write INT8, for INT8 builds")
     parser.add_argument("--tensorrt-include", type=Path, metavar="DIR", help="TensorRT's headers (default: installed)")
     parser.add_argument("--platform", default="", help="such as linux-aarch64 (default: this machine's)")
     json_option(parser)
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     archs = _archs(args.arch)
     dtypes = [_dtype(name.strip()) for name in args.precision.split(",")]
     with shown(args.quiet) as progress:
-        asked = {request.digest: request for path in args.files for request in requests_in(load_graph(path), dtypes)}
+        found = [request for path in args.files for request in requests_in(load_graph(path), dtypes, args.int8)]
+        asked = {request.digest: request for request in found}
         requests, notes = answerable(asked.values() if args.files else library.COMMON, archs)
         if not requests:
             raise UnsupportedError(f"no attention in {', '.join(map(str, args.files))} has kernels", notes)

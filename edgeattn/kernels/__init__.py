@@ -11,6 +11,9 @@ Every module holds its kernels, and of the op's canonical node
 compute capability, 87 for sm_87. The truth is the op's own reference. Only modules that are about Triton import it;
 whoever launches a compiled kernel needs none.
 
+The gates also do what a QuantizeLinear behind them would: with `codes=True`, `launches` and `cost` are about an INT8 y,
+and a last input `y_scale` (1).
+
 AttentionPool has none: written out, it reads x once and writes y, as a kernel would; its scores are few beside them.
 """
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
+from edgeattn.kernels.gating import coded, reciprocal, width_of, written
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product, too_large
 from edgeattn.kernels.pooling import known, places_of, power, refusals
 from edgeattn.kernels.products import multiply
@@ -60,6 +61,7 @@ def weigh(
     wp: tl.tensor,
     bp: tl.tensor,
     y: tl.tensor,
+    y_scale: tl.tensor,
     channels: tl.tensor,
     signals: tl.tensor,
     rows: tl.tensor,
@@ -79,12 +81,13 @@ def weigh(
     total = tl.maximum(total + tl.load(b + f, mask=f < rows, other=0.0).to(tl.float32)[:, None], 0.0)
     logits = tl.sum(total * tl.load(wp + f, mask=f < rows, other=0.0).to(tl.float32)[:, None], 0)
     weights = tl.sigmoid(logits + tl.load(bp).to(tl.float32))
+    factor = reciprocal(y_scale)
     for first in range(0, channels, block_c):
         c = first + tl.arange(0, block_c)
         seen = (c < channels)[:, None] & (place < places)[None, :]
         spot = (sample * channels + c)[:, None] * places + place[None, :]
         tile = tl.load(x + spot, mask=seen, other=0.0).to(tl.float32) * weights[None, :]
-        tl.store(y + spot, tile.to(y.dtype.element_ty), mask=seen, eviction_policy="evict_first")
+        tl.store(y + spot, written(tile, y, factor), mask=seen, eviction_policy="evict_first")
 
 
 def inputs(variant: str) -> tuple[str, ...]:
@@ -104,30 +107,32 @@ def unsupported(variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch:
     return reasons
 
 
-def launches(variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: int) -> list[Launch]:
+def launches(
+    variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: int, *, codes: bool = False
+) -> list[Launch]:
     """The launch that computes y (B, C, H, W) from x, g and the weights."""
     (samples, channels, *_), signals, rows = shapes[0], shapes[1][1], shapes[2][0]
     places = places_of(shapes[0])
     slow = dtype == "float32" or arch < 80  # no tensor cores: smaller products, that stay in the registers
     block_p = power(known(places), 16, PLACES // 4 if slow else PLACES)
     block_f = power(rows, 16, LARGEST)
-    return [
-        Launch(
-            "attention_gate.weigh",
-            dict.fromkeys((*inputs(variant), "y"), dtype),
-            {"channels": str(channels), "signals": str(signals), "rows": str(rows), "places": places},
-            {"block_f": block_f, "block_c": 16 if slow else 32, "block_p": block_p},
-            product(cdiv(known(places), block_p), samples),
-            warps=8 if block_f > 128 else 4,
-            stages=1 if slow else 2,
-        )
-    ]
+    launch = Launch(
+        "attention_gate.weigh",
+        dict.fromkeys((*inputs(variant), "y"), dtype),
+        {"channels": str(channels), "signals": str(signals), "rows": str(rows), "places": places},
+        {"block_f": block_f, "block_c": 16 if slow else 32, "block_p": block_p},
+        product(cdiv(known(places), block_p), samples),
+        warps=8 if block_f > 128 else 4,
+        stages=1 if slow else 2,
+    )
+    return coded([launch], codes)
 
 
-def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, **_: object) -> Cost:
+def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, *, codes: bool = False, **_: object) -> Cost:
     """FLOPs of the projections, the gate and the product; bytes of x, g, y and the weights."""
     x, g, *weights = shapes
     places, rows = math.prod(x) // x[1], weights[0][0]
     flops = 2 * places * rows * (x[1] + g[1] + 1) + 2 * places * rows + math.prod(x)
-    moved = dtype_named(dtype).bits // 8 * (2 * math.prod(x) + math.prod(g) + sum(map(math.prod, weights)))
+    read = dtype_named(dtype).bits // 8 * (math.prod(x) + math.prod(g) + sum(map(math.prod, weights)))
+    moved = read + math.prod(x) * width_of(dtype, codes)
     return Cost(flops, moved, moved)

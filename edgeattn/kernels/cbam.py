@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import channel_logits, gated, project_launch
+from edgeattn.kernels.gating import channel_logits, gated, project_launch, width_of
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.planes import plane_launches
 from edgeattn.kernels.pooling import pool_launch, power, refusals
@@ -66,6 +66,7 @@ def launches(
     *,
     pads: Sequence[int],
     kernel_shape: Sequence[int],
+    codes: bool = False,
 ) -> list[Launch]:
     """The launches that compute y (B, C, H, W) from x and the weights."""
     shape, hidden = shapes[0], shapes[1][0]
@@ -83,15 +84,16 @@ def launches(
         warps=4,
         scratch={"channel": product(samples, channels)},
     )
-    planes = plane_launches(shape, dtype, kernel_shape, pads, ("sigmoid", False), channel=True)
+    planes = plane_launches(shape, dtype, kernel_shape, pads, ("sigmoid", False), channel=True, codes=codes)
     return [pooling, project_launch(pooling, shape, dtype, hidden), weigh, *planes]
 
 
-def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, **_: object) -> Cost:
+def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, *, codes: bool = False, **_: object) -> Cost:
     """FLOPs of both gates; the map read three times by the kernels, y and the weights."""
     x, *rest = shapes
     count, places = math.prod(x), x[0] * x[2] * x[3]
     layers, numbers = sum(math.prod(shape) for shape in rest[:4]), sum(math.prod(shape) for shape in rest)
     flops = 6 * count + 4 * x[0] * layers + 2 * places * math.prod(rest[4])
     width = dtype_named(dtype).bits // 8
-    return Cost(flops, width * (2 * count + numbers), width * (4 * count + numbers))
+    y = count * width_of(dtype, codes)
+    return Cost(flops, width * (count + numbers) + y, width * (3 * count + numbers) + y)

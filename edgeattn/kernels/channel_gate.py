@@ -21,7 +21,18 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import RESIDUAL, SPAN, channel_logits, gated, project_launch, tile_of
+from edgeattn.kernels.gating import (
+    RESIDUAL,
+    SPAN,
+    channel_logits,
+    coded,
+    gated,
+    project_launch,
+    reciprocal,
+    tile_of,
+    width_of,
+    written,
+)
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, attention_pool_launch, known, places_of, pool_launch, pooled, power, refusals
 from edgeattn.tensors import Dim, dtype_named
@@ -41,6 +52,7 @@ def scale(
     w2: tl.tensor,
     b2: tl.tensor,
     y: tl.tensor,
+    y_scale: tl.tensor,
     samples: tl.tensor,
     channels: tl.tensor,
     hidden: tl.tensor,
@@ -78,13 +90,14 @@ def scale(
         )  # fmt: skip
     weights = logits if gate == "add" else gated(logits, gate, residual)
     row = (sample * channels + c) * places
+    factor = reciprocal(y_scale)
     for step in range(span):
         place = (piece * span + step) * block_p + tl.arange(0, block_p)
         inside = known_c[:, None] & (place < places)[None, :]
         spot = row[:, None] + place[None, :]
         tile = tl.load(x + spot, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
         tile = tile + weights[:, None] if gate == "add" else tile * weights[:, None]
-        tl.store(y + spot, tile.to(y.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+        tl.store(y + spot, written(tile, y, factor), mask=inside, eviction_policy="evict_first")
 
 
 def _words(variant: str) -> tuple[str, list[str], str]:
@@ -115,6 +128,7 @@ def launches(
     *,
     pads: Sequence[int] = (0, 0),
     epsilon: float = 0.0,
+    codes: bool = False,
 ) -> list[Launch]:
     """The launches that compute y (B, C, H, W) from x and the weights, called as `inputs` says."""
     pool, words, gate = _words(variant)
@@ -162,14 +176,15 @@ def launches(
         product(cdiv(known(places), block_p * SPAN), cdiv(channels, block_c), samples),
         warps=4,
     )
-    return [*steps, last]
+    return coded([*steps, last], codes)
 
 
-def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, **_: object) -> Cost:
+def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, *, codes: bool = False, **_: object) -> Cost:
     """FLOPs of pooling, layers and product; the map read twice by the kernels, y and the weights."""
     x, *weights = shapes
     numbers, count = sum(math.prod(shape) for shape in weights), math.prod(x)
     pools = len(POOLS[_words(variant)[0]])
     flops = (1 + pools) * count + 2 * pools * x[0] * (numbers if "eca" not in variant else numbers * x[1])
     width = dtype_named(dtype).bits // 8
-    return Cost(flops, width * (2 * count + numbers), width * (3 * count + numbers))
+    y = count * width_of(dtype, codes)
+    return Cost(flops, width * (count + numbers) + y, width * (2 * count + numbers) + y)

@@ -22,7 +22,7 @@ __all__ = ["PTX_ISA", "Compiled", "compile_launch"]
 # The ISA of the PTX, by architecture: the oldest that Triton's code for it can be written in and that the oldest
 # supported driver takes. 8.5 is JetPack 6 (CUDA 12.6); 110 came with CUDA 13.0, 120 with 12.8, 121 with 12.9.
 PTX_ISA = {75: 85, 80: 85, 86: 85, 87: 85, 89: 85, 90: 85, 110: 90, 120: 87, 121: 88}
-TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "bool": "i1"}
+TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "bool": "i1", "int8": "i8"}
 
 
 def compile_launch(launch: Launch, arch: int) -> Compiled:

@@ -1,18 +1,20 @@
-"""What the gates share after pooling: the first layer on what is left of a map, and the weights of its channels.
+"""What the gates share after pooling: the first layer, the weights of the channels, and how the result is written.
 
-Sums and layers are float32, whatever the type of the weights.
+Sums and layers are float32, whatever the type of the weights. The result has the type of the map, or is INT8 codes as
+QuantizeLinear makes them: clamp(round(y / y_scale), -128, 127), halves to even.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import triton
 import triton.language as tl
 
 from edgeattn.kernels.launch import Launch, cdiv, product
 from edgeattn.kernels.pooling import POOLED, attended, pooled, power
-from edgeattn.tensors import Dim
+from edgeattn.tensors import Dim, dtype_named
 
 RESIDUAL = "+1"  # as in edgeattn.ops.activations, which needs onnx; kernels are checked where only PyTorch is
 SPAN = 4  # tiles that a program weighs, once it has computed the weights of their channels
@@ -152,6 +154,38 @@ def channel_logits(
             total += tl.sum(weights.to(tl.float32) * activated(value, act)[None, :], 1)
         total += tl.load(b2 + c, mask=known_c, other=0.0).to(tl.float32)
     return total
+
+
+@triton.jit
+def reciprocal(y_scale: tl.tensor) -> tl.tensor:
+    """What a result is multiplied by to be rounded to codes; 1 where it is none."""
+    factor = 1.0
+    if y_scale is not None:
+        factor = 1.0 / tl.load(y_scale).to(tl.float32)
+    return factor
+
+
+@triton.jit
+def written(value: tl.tensor, y: tl.tensor, factor: tl.tensor) -> tl.tensor:
+    """A float32 result as y holds it: in its type, or as INT8 codes."""
+    if y.dtype.element_ty == tl.int8:
+        value = tl.minimum(tl.maximum(value * factor, -128.0), 127.0)
+        # Beside 1.5 * 2^23 a float32 has no digits behind the point: rint, which Triton's interpreter does not know.
+        value = value + 12582912.0 - 12582912.0
+    return value.to(y.dtype.element_ty)
+
+
+def coded(steps: Sequence[Launch], codes: bool) -> list[Launch]:
+    """Launches whose last one writes y as INT8 codes, by the tensor `y_scale` (1), if `codes`; else as it is."""
+    *first, last = steps
+    if not codes:
+        return [*first, replace(last, constants={**last.constants, "y_scale": None})]
+    return [*first, replace(last, pointers={**last.pointers, "y": "int8", "y_scale": last.pointers["y"]})]
+
+
+def width_of(dtype: str, codes: bool) -> int:
+    """Bytes of an element of y."""
+    return 1 if codes else dtype_named(dtype).bits // 8
 
 
 def project_launch(pooling: Launch, shape: Sequence[Dim], dtype: str, hidden: int) -> Launch:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import gated
+from edgeattn.kernels.gating import coded, gated, reciprocal, written
 from edgeattn.kernels.launch import Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, known, places_of, power
 from edgeattn.tensors import Dim
@@ -78,6 +78,7 @@ def weigh(
     w: tl.tensor,
     b: tl.tensor,
     y: tl.tensor,
+    y_scale: tl.tensor,
     channels: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
@@ -110,6 +111,7 @@ def weigh(
         logits += tl.load(w + tap).to(tl.float32) * (total / channels)
         logits += tl.load(w + rows * columns + tap).to(tl.float32) * highest
     weights = gated(logits, gate, residual)
+    factor = reciprocal(y_scale)
     for first in range(part * span, tl.minimum(part * span + span, channels), block_c):
         c = first + tl.arange(0, block_c)
         row = sample * channels + c
@@ -118,7 +120,7 @@ def weigh(
         tile = tl.load(x + at, mask=held, other=0.0, eviction_policy="evict_first").to(tl.float32)
         if channel is not None:
             tile = tile * tl.load(channel + row, mask=c < channels, other=0.0)[:, None]
-        tile = (tile * weights[None, :]).to(y.dtype.element_ty)
+        tile = written(tile * weights[None, :], y, factor)
         tl.store(y + at, tile, mask=held, eviction_policy="evict_first")
 
 
@@ -129,16 +131,18 @@ def plane_launches(
     pads: Sequence[int],
     gate: tuple[str, bool],
     channel: bool,
+    codes: bool,
 ) -> list[Launch]:
     """X to y, by w and b; by the scratch tensor `channel` too, if that is there.
 
     Args:
         shape: of x.
-        dtype: of x, w, b and y.
+        dtype: of x, w, b, and y unless it holds codes.
         kernel: rows and columns of the convolution.
         pads: top, left, bottom, right; the last two follow from the size, which the convolution keeps.
         gate: kind, and whether it is 1 + gate.
         channel: whether there are weights (B, C), float32.
+        codes: whether y holds INT8 codes, by y_scale.
     """
     samples, channels, height, width = shape
     assert isinstance(channels, int)
@@ -175,7 +179,7 @@ def plane_launches(
         grid,
         warps=4,
     )
-    return [collapsed, weighed]
+    return coded([collapsed, weighed], codes)
 
 
 def _span(shape: Sequence[Dim], block_p: int) -> int:

@@ -16,7 +16,16 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from edgeattn.kernels.gating import SPAN, channel_logits, project_launch, tile_of
+from edgeattn.kernels.gating import (
+    SPAN,
+    channel_logits,
+    coded,
+    project_launch,
+    reciprocal,
+    tile_of,
+    width_of,
+    written,
+)
 from edgeattn.kernels.launch import Cost, Launch, cdiv, product
 from edgeattn.kernels.pooling import TILE, known, places_of, pool_launch, power, refusals
 from edgeattn.tensors import Dim, dtype_named
@@ -34,6 +43,7 @@ def mix(
     w2: tl.tensor,
     b2: tl.tensor,
     y: tl.tensor,
+    y_scale: tl.tensor,
     samples: tl.tensor,
     channels: tl.tensor,
     hidden: tl.tensor,
@@ -63,6 +73,7 @@ def mix(
     a0, a1, a2, a3 = tl.exp(a0 - highest), tl.exp(a1 - highest), tl.exp(a2 - highest), tl.exp(a3 - highest)
     total = a0 + a1 + a2 + a3
     row = (sample * channels + c) * places
+    factor = reciprocal(y_scale)
     for step in range(span):
         place = (piece * span + step) * block_p + tl.arange(0, block_p)
         inside = seen[:, None] & (place < places)[None, :]
@@ -85,7 +96,7 @@ def mix(
                 tl.load(u3 + spot, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
                 * (a3 / total)[:, None]
             )
-        tl.store(y + spot, mixed.to(y.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+        tl.store(y + spot, written(mixed, y, factor), mask=inside, eviction_policy="evict_first")
 
 
 def _words(variant: str) -> tuple[int, str]:
@@ -101,11 +112,15 @@ def inputs(variant: str) -> tuple[str, ...]:
 
 def unsupported(variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: int, **_: object) -> list[str]:
     """Why this op has no kernel; `shapes` are those of the branches and the weights."""
+    if variant.startswith("stack-"):
+        return ["branches that are one tensor"]
     reasons, count = refusals(shapes[0], dtype), _words(variant)[0]
     return [*reasons, f"{count} branches; at most {len(BRANCHES)}"] if count > len(BRANCHES) else reasons
 
 
-def launches(variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: int) -> list[Launch]:
+def launches(
+    variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: int, *, codes: bool = False
+) -> list[Launch]:
     """The launches that compute y (B, C, H, W) from the branches and the weights, called as `inputs` says."""
     count, act = _words(variant)
     shape, hidden, maps = shapes[0], shapes[count][0], BRANCHES[:count]
@@ -130,13 +145,14 @@ def launches(variant: str, shapes: Sequence[Sequence[Dim]], dtype: str, arch: in
         product(cdiv(known(places), block_p * SPAN), cdiv(channels, block_c), samples),
         warps=4,
     )
-    return [pooling, project_launch(pooling, shape, dtype, hidden), last]
+    return coded([pooling, project_launch(pooling, shape, dtype, hidden), last], codes)
 
 
-def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str) -> Cost:
+def cost(variant: str, shapes: Sequence[Sequence[int]], dtype: str, *, codes: bool = False) -> Cost:
     """FLOPs of sums, layers and mixture; the branches read twice by the kernels, y and the weights."""
     count, x = _words(variant)[0], math.prod(shapes[0])
     numbers = sum(math.prod(shape) for shape in shapes[count:])
     flops = (count + 2 * count - 1) * x + 2 * shapes[0][0] * numbers
     width = dtype_named(dtype).bits // 8
-    return Cost(flops, width * ((count + 1) * x + numbers), width * ((2 * count + 1) * x + numbers))
+    y = x * width_of(dtype, codes)
+    return Cost(flops, width * (count * x + numbers) + y, width * (2 * count * x + numbers) + y)

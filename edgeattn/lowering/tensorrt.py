@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeattn.backends.trt.capabilities import NAMESPACE, RELEASES, Capabilities, capabilities, plugin_route
+from edgeattn.backends.trt.codes import absorb, quantiser
 from edgeattn.backends.trt.layouts import relay
-from edgeattn.backends.trt.plugins import ADDED, request_of
+from edgeattn.backends.trt.plugins import ADDED, ATTENTION, in_codes, request_of
 from edgeattn.backends.trt.registry import obstacle
 from edgeattn.graph import Graph
 from edgeattn.kernels import KERNELS
@@ -80,7 +81,7 @@ def _no_plugin(node: ir.Node, precision: str) -> str:
     """Why TensorRT cannot run a canonical node as a plugin on this machine; empty where it can."""
     if node.op_type not in PLUGINS:
         return "it has no kernel"
-    if node.op_type != "SoftmaxAttention" and dims(node.outputs[0]) not in (None, dims(node.inputs[0])):
+    if node.op_type != ATTENTION and dims(node.outputs[0]) not in (None, dims(node.inputs[0])):
         return "its result is not shaped as its first input"
     return obstacle(request_of(node, precision))
 
@@ -99,9 +100,32 @@ def to_plugin(model: ir.Model, node: ir.Node) -> None:
     node.overload = PLUGIN  # that no function has
 
 
+def give_codes(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """Let plugins of gates write INT8 codes, where a QuantizeLinear alone reads them and there is a kernel for it.
+
+    Args:
+        graph: typed, its attentions in their forms; it is not changed.
+
+    Returns:
+        The graph, and a note on each gate that would, but has no such kernel here.
+    """
+    edited, notes = graph.copy(), []
+    main = edited.model.graph
+    gates = [node for node in main if node.domain == DOMAIN and node.op_type in PLUGINS - {ATTENTION}]
+    for node in gates:
+        last = quantiser(node)
+        why = obstacle(in_codes(request_of(node))) if last is not None else ""
+        if why:
+            notes.append(f"{node.name} does not write INT8 itself: {why}; edgeattn plugins build --int8 makes one")
+        elif last is not None:
+            absorb(main, node, last)
+            node.attributes["codes"] = ir.AttrInt64("codes", 1)
+    return (edited if gates else graph), tuple(notes)
+
+
 def repeat_shared_heads(model: ir.Model, node: ir.Node) -> None:
     """Give every head a key and a value of its own, where some share one: TensorRT fuses no product that broadcasts."""
-    if node.op_type != "SoftmaxAttention":
+    if node.op_type != ATTENTION:
         return
     known = sizes(node)
     heads, tape = known["heads"], Tape()
@@ -123,7 +147,7 @@ def _plan(node: ir.Node, precision: str, can: Capabilities) -> Plan:
 
 def _no_fused_attention(node: ir.Node, precision: str, can: Capabilities) -> str:
     """Why TensorRT does not fuse an attention by itself; empty where it does."""
-    if node.op_type != "SoftmaxAttention":
+    if node.op_type != ATTENTION:
         return "it fuses softmax attention only" if node.op_type in PLUGINS else NO_KERNEL
     known = sizes(node)
     if precision not in ("float16", "bfloat16"):

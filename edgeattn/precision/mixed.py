@@ -15,6 +15,7 @@ from edgeattn.data import Sample
 from edgeattn.errors import UnsupportedError, UsageError, did_you_mean
 from edgeattn.graph import Graph, modules_around, with_profile
 from edgeattn.lowering import to_backend
+from edgeattn.lowering.tensorrt import give_codes
 from edgeattn.precision.fp16 import lower
 from edgeattn.precision.int8.improve import quantise_best
 from edgeattn.precision.ranges import Ranges
@@ -65,7 +66,8 @@ def typed_for(
         high = {name for name, precision in layers.items() if precision == "float32"}
         lowered = lower(graph, floating(config), config.keep_io_types, ranges, high)
         graph, notes = lowered.graph, (*notes, *lowered.notes)
-    return graph, notes
+    graph, more = give_codes(graph)
+    return graph, (*notes, *more)
 
 
 def _filled(graph: Graph, sample: Sample) -> dict[str, Array]:

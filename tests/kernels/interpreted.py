@@ -15,6 +15,8 @@ from edgeattn.kernels.launch import Launch, run
 from edgeattn.tolerance import tolerance_for
 from tests.graphs import Array
 
+POISON = -101  # a code that the tests' results hardly have
+
 
 @functools.cache
 def _process() -> ProcessPoolExecutor:
@@ -53,9 +55,11 @@ def interpret(
     shape: Sequence[int],
     dims: Mapping[str, int] | None = None,
 ) -> torch.Tensor:
-    """What the launches write to y, of this shape and q's or x's type, which holds NaN before."""
+    """What the launches write to y, of this shape and q's or x's type, which holds NaN before; INT8 has none."""
     dtype = next(iter(inputs.values())).dtype
-    tensors = {**inputs, "y": torch.full(tuple(shape), torch.nan, dtype=dtype)}
+    coded = "y_scale" in inputs
+    poison = torch.full(tuple(shape), POISON if coded else torch.nan, dtype=torch.int8 if coded else dtype)
+    tensors = {**inputs, "y": poison}
     bits = {name: _bits(tensor) for name, tensor in tensors.items()}
     return _tensor(_process().submit(_run, launches, bits, dims or {}, "y").result())
 
@@ -80,3 +84,17 @@ def assert_as_good_as(found: torch.Tensor, formula: Callable[..., torch.Tensor],
     bound = 2 * ((own - truth).abs().max() / largest + unit)
     assert found.isfinite().all()
     assert error <= bound, f"error {error:.2e}, at most {bound:.2e}"
+
+
+def assert_codes(
+    found: torch.Tensor, scale: float, formula: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> None:
+    """Each code is the nearest to y / scale, as far as twice the error of PyTorch's own float32, and a unit, tell."""
+    exact = formula(*(tensor.double() for tensor in inputs))
+    own = formula(*(tensor.float() for tensor in inputs)).double()
+    unit = tolerance_for("float32").unit * exact.abs().max()
+    slack = 2 * float((own - exact).abs().max() + unit) / scale
+    assert slack < 0.01, "the scale is too small for the codes to be told"
+    error = (found.double() - (exact / scale).clamp(-128, 127)).abs().max()
+    assert found.dtype == torch.int8
+    assert error <= 0.5 + slack, f"a code is off by {error:.4f}"

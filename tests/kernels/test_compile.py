@@ -62,19 +62,23 @@ def test_the_largest_heads_fit_with_all_masks(arch: int, dtype: str, size: int, 
     assert_fits(compile_launch(launch, arch))
 
 
-def gate_launches(arch: int) -> Iterator[Launch]:
+def gate_launches(arch: int, codes: bool = False) -> Iterator[Launch]:
     """Every kernel of the gates, in its largest form."""
     window = {"pads": (3, 3, 3, 3), "kernel_shape": (7, 7)}
     x, layers, plane = (8, 512, 56, 56), [(32, 512), (32,), (512, 32), (512,)], [(1, 2, 7, 7), (1,)]
     normed = [(32, 512), (32,), (32,), (32,), (512, 32), (512,)]
     branches = [(128, 512), (128,), (2048, 128), (2048,)]
-    yield from kernel("CBAM").launches("gelu", [x, *layers, *plane], "float16", arch, **window)
-    yield from kernel("ChannelGate").launches("avgmax-ln-gelu-tanh", [x, *normed], "float16", arch, epsilon=1e-5)
-    yield from kernel("ChannelGate").launches("attn-ese-add", [x, (1, 512), (512, 512), (512,)], "bfloat16", arch)
-    yield from kernel("SpatialGate").launches("conv-sigmoid", [x, (1, 512, 1, 1), (1,)], "float16", arch)
+    yield from kernel("CBAM").launches("gelu", [x, *layers, *plane], "float16", arch, codes=codes, **window)
+    yield from kernel("ChannelGate").launches(
+        "avgmax-ln-gelu-tanh", [x, *normed], "float16", arch, codes=codes, epsilon=1e-5
+    )
+    yield from kernel("ChannelGate").launches(
+        "attn-ese-add", [x, (1, 512), (512, 512), (512,)], "bfloat16", arch, codes=codes
+    )
+    yield from kernel("SpatialGate").launches("conv-sigmoid", [x, (1, 512, 1, 1), (1,)], "float16", arch, codes=codes)
     convolutions = [(256, 512, 1, 1), (256, 512, 1, 1), (256,), (1, 256, 1, 1), (1,)]
-    yield from kernel("AttentionGate").launches("same", [x, x, *convolutions], "float16", arch)
-    yield from kernel("SelectiveKernel").launches("4-silu", [*[x] * 4, *branches], "float16", arch)
+    yield from kernel("AttentionGate").launches("same", [x, x, *convolutions], "float16", arch, codes=codes)
+    yield from kernel("SelectiveKernel").launches("4-silu", [*[x] * 4, *branches], "float16", arch, codes=codes)
 
 
 @pytest.mark.slow
@@ -88,6 +92,18 @@ def test_gates_fit_every_chip(arch: int) -> None:
         assert "x" not in launch.pointers or asynchronous or re.search(r"ld\.global\S*\.v4\.b32", made.ptx), (
             f"{launch.kernel} is slow"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gates_that_write_codes_fit_every_chip(arch: int) -> None:
+    for launch in gate_launches(arch, codes=True):
+        if "y" in launch.pointers:
+            made = compile_launch(launch, arch)
+            assert_fits(made)
+            assert made.spilled == 0
+            assert ("pointer", "y_scale") in made.arguments
+            assert {"0f4B400000", "0fCB400000"} <= set(re.findall(r"0f[4C]B4\w+", made.ptx)), "the rounding is gone"
 
 
 def test_arguments_are_those_of_the_launch_and_none_is_hidden() -> None:

@@ -18,6 +18,7 @@ from edgeattn.backends import backend_named
 from edgeattn.kernels import gating, kernel
 from edgeattn.kernels.launch import Cost
 from edgeattn.ops import ALL_OPS, activations
+from tests.kernels.interpreted import interpret
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -40,6 +41,7 @@ def script(name: str) -> ModuleType:
 
 CASES = script("_gpu_cases")
 SMALL = [case for case in CASES.small_cases() if case.dtype == "float32"]
+CODED = [case for case in CASES.small_cases() if case.codes]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
@@ -57,6 +59,21 @@ def test_forms_are_the_ops_they_stand_for(case: object) -> None:
         found = form(*inputs.values())
         assert found.shape == case.output
         assert float((found - truth).abs().max()) <= 1e-12 * float(truth.abs().max())
+
+
+@pytest.mark.parametrize("case", CODED, ids=lambda case: case.name)
+def test_int8_is_checked_to_half_a_code(case: object) -> None:
+    def run_on(tensors: dict[str, torch.Tensor]) -> None:
+        given = {name: value for name, value in tensors.items() if name != "y"}
+        planned = kernel(case.op).launches(case.variant, case.shapes, case.dtype, 87, **case.attributes)
+        tensors["y"].copy_(interpret(planned, given, case.output) + shift)
+
+    check = script("gpu_check")
+    shift = 0
+    error, allowed = check.error_and_bound(case, run_on, "cpu")
+    assert error <= allowed < 1 / 127
+    shift = 1
+    assert check.checked(case, lambda _: run_on, "cpu")["passed"] is False
 
 
 @pytest.mark.parametrize("case", CASES.timed_cases(), ids=lambda case: f"{case.name} {case.dtype}")

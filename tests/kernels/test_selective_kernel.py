@@ -42,7 +42,9 @@ def test_more_branches(variant: str) -> None:
     check(variant, (2, 9, 5, 3), "float32")
 
 
-def test_too_many_branches_are_refused() -> None:
+def test_too_many_branches_are_refused_and_those_that_are_one_tensor() -> None:
+    stacked = [(1, 2, 8, 4, 4), *sizes(2, (1, 8, 4, 4), 4)[2:]]
+    assert unsupported("stack-2-relu", stacked, "float16", 87) == ["branches that are one tensor"]
     assert unsupported("5-relu", sizes(5, (1, 8, 4, 4), 4), "float16", 87) == ["5 branches; at most 4"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from edgeattn.backends.trt.plugin_library import NAME
 from edgeattn.backends.trt.plugin_table import write_table
-from edgeattn.backends.trt.plugins import Answer, Request, launches
+from edgeattn.backends.trt.plugins import Answer, Request, in_codes, launches
 from edgeattn.kernels.launch import evaluate, jit_function
 
 triton = pytest.importorskip("triton", reason="kernels need Triton")
@@ -82,6 +82,14 @@ MODULE = Request(
     (("d0", 64, "d1", "d2"), (4, 64), (4,), (64, 4), (64,), (1, 2, 7, 7), (1,)),
     {"kernel_shape": (7, 7), "pads": (3, 3, 3, 3)},
 )
+
+MIXTURE = Request(
+    "SelectiveKernel",
+    "2-relu",
+    ("float16",) * 6,
+    (("d0", 64, "d1", "d2"), ("d0", 64, "d1", "d2"), (8, 64), (8,), (128, 8), (128,)),
+)
+CODED = in_codes(MIXTURE)
 
 
 def without_code(request: Request, archs: Sequence[int]) -> Answer:

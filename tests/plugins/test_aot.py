@@ -19,7 +19,7 @@ from edgeattn.lowering import to_backend
 from edgeattn.lowering.tensorrt import choose
 from edgeattn.ops.base import DOMAIN
 from tests.graphs import self_attention
-from tests.plugins.library import MAPS, MASKED, MODULE, SCALED, SQUARE, without_code
+from tests.plugins.library import CODED, MAPS, MASKED, MODULE, SCALED, SQUARE, without_code
 from tests.plugins.offers import offer
 
 DIMS = {"d0": 3, "d1": 31, "d2": 17, "d3": 2}
@@ -108,15 +108,14 @@ class Recorder:
         return keep
 
 
-@pytest.mark.parametrize("request_", [MAPS, SQUARE, MASKED, MODULE, SCALED], ids=str)
+@pytest.mark.parametrize("request_", [MAPS, SQUARE, MASKED, MODULE, SCALED, CODED], ids=str)
 def test_what_tensorrt_is_told_launches_what_python_computes(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aot, "_registered", set())
-    answer, trt = (
-        with_entries(request_),
-        types.SimpleNamespace(DataType=types.SimpleNamespace(FLOAT="float32", HALF="float16", BF16="bfloat16")),
-    )
+    answer = with_entries(request_)
+    names = types.SimpleNamespace(FLOAT="float32", HALF="float16", BF16="bfloat16", INT8="int8")
+    trt = types.SimpleNamespace(DataType=names)
     plugins = Recorder()
     register = aot.registration(trt, plugins)
     tensors: dict[str, TensorDesc] = {
@@ -145,6 +144,7 @@ def test_what_tensorrt_is_told_launches_what_python_computes(
             for place, (kind, name) in enumerate(made.arguments)
         }
     y = tensors["y"]
+    assert y.dtype == ("int8" if request_ is CODED else request_.dtype)
     assert [number(size) for size in y.shape_expr] == [
         DIMS.get(str(request_.shapes[source][axis]), request_.shapes[source][axis]) for source, axis in request_.output
     ]

@@ -5,12 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from edgeattn.backends.trt import plugin_library
+from edgeattn.backends.trt.plugins import Request
 from edgeattn.cli import main
 from edgeattn.graph import save_graph
 from tests.graphs import self_attention
+from tests.models import SpatialGate
 from tests.plugins.library import CUDA, MAPS, PLUGINS, includes, require_tools, run
 from tests.plugins.offers import offer
+from tests.precision.lowered import traced
 
 
 @pytest.fixture
@@ -51,12 +56,25 @@ def test_plain_cmake_compiles_the_kernels_itself(model: Path, tmp_path: Path) ->
         f"-DCUDA_INCLUDE_DIR={CUDA[0]}",
         f"-DPython3_EXECUTABLE={sys.executable}",
     ]
-    settings = [f"-DEDGEATTN_MODELS={model}", "-DEDGEATTN_ARCHS=sm_87"]
+    settings = [f"-DEDGEATTN_MODELS={model}", "-DEDGEATTN_ARCHS=sm_87", "-DEDGEATTN_INT8=ON"]  # for gates: it has none
     run("cmake", "-S", str(PLUGINS), "-B", str(tmp_path / "build"), *headers, *settings)
     run("cmake", "--build", str(tmp_path / "build"))
     listed = json.loads((tmp_path / "build" / "kernels" / "kernels.json").read_text())
     assert [item["archs"] for item in listed] == [["sm_87"]]
     assert (tmp_path / "build" / "libedgeattn_plugins.so").is_file()
+
+
+def test_gates_get_kernels_that_write_int8_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(plugin_library, "write_kernels", lambda requests, *_: asked.extend(requests))
+    save_graph(traced(SpatialGate(), (torch.randn(1, 3, 4, 4),)), tmp_path / "gate.onnx")
+    words = ["plugins", "kernels", str(tmp_path / "gate.onnx"), "-o", str(tmp_path), "--arch", "sm_87"]
+    assert main(words) == main([*words, "--int8"]) == 0
+    assert [(request.op, request.result) for request in asked] == [
+        ("SpatialGate", "float16"), ("SpatialGate", "float16"), ("SpatialGate", "int8")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

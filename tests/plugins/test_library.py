@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.library import (
+    CODED,
     MAPS,
     MASKED,
+    MIXTURE,
     MODULE,
     SCALED,
     SQUARE,
@@ -29,7 +31,15 @@ from tests.plugins.library import (
 
 pytestmark = pytest.mark.slow
 
-ANSWERED = ((MAPS, (80, 87, 90)), (SQUARE, (87,)), (MASKED, (87,)), (MODULE, (75, 87)), (SCALED, (87,)))
+ANSWERED = (
+    (MAPS, (80, 87, 90)),
+    (SQUARE, (87,)),
+    (MASKED, (87,)),
+    (MODULE, (75, 87)),
+    (SCALED, (87,)),
+    (MIXTURE, (87,)),
+    (CODED, (87,)),
+)
 SOME = "half:2x1x64x8:4x1x96x8:6x1x128x8"
 
 
@@ -78,6 +88,7 @@ def test_there_is_a_creator_for_each_operator_with_the_attributes_of_its_kernels
     listed = built.ask("list")[0].split()
     assert listed == [
         "CBAM/edgeattn/1(kernel_shape,pads,variant)",
+        "SelectiveKernel/edgeattn/1(codes,variant)",
         "SoftmaxAttention/edgeattn/1(fill,layout,residual,scale,variant)",
     ]
 
@@ -107,6 +118,19 @@ def test_shapes_dtypes_and_formats_are_those_of_the_table(built: Built) -> None:
         "ok", "bx64xhxw",
         "ok", "bx64xhxw", "bf16", "",
     ]  # fmt: skip
+
+
+def test_a_gate_writes_int8_where_its_node_says_so_and_takes_no_other_combination(built: Built) -> None:
+    maps, inputs = "bx64xhxw bx64xhxw 8x64 8 128x8 128", "half half half half half half"
+    answers = built.ask(
+        create(MIXTURE), f"shapes {maps}", f"dtypes {inputs}", f"formats {inputs} half", f"formats {inputs} int8",
+        create(CODED), f"shapes {maps} 1", f"dtypes {inputs} half", f"formats {inputs} half int8",
+        f"formats {inputs} half half", f"formats {inputs} int8 int8", f"dtypes {inputs}",
+        "fields", "clone", "reload", f"dtypes {inputs} half",
+    )  # fmt: skip
+    assert answers[:5] == ["ok", "bx64xhxw", "half", "1111111 0", "1111110 0"]
+    assert answers[5:12] == ["ok", "bx64xhxw", "int8", "11111111 0", "11111110 0", "11111100 0", "refused"]
+    assert answers[12:16] == ["codes=f:1 variant=s:2-relu ", "ok", "ok", "int8"]
 
 
 def test_profiles_are_taken_where_every_corner_has_a_kernel(built: Built) -> None:
@@ -144,7 +168,9 @@ def test_workspace_is_what_the_scratch_tensors_take_at_the_largest_shapes(built:
 # The runtime phase
 
 
-@pytest.mark.parametrize("number", range(len(ANSWERED)), ids=["maps", "square", "masked", "module", "scaled"])
+@pytest.mark.parametrize(
+    "number", range(len(ANSWERED)), ids=["maps", "square", "masked", "module", "scaled", "mixture", "codes"]
+)
 def test_launches_are_those_that_python_computes(built: Built, number: int) -> None:
     answer, numbers = built.answers[number], random.Random(number)
     cases = [{name: numbers.choice((1, 2, 3, 7, 31, 64, 97, 128)) for name in answer.request.open} for _ in range(12)]
@@ -288,6 +314,7 @@ def test_no_memory_is_lost_or_misread(built: Built) -> None:
     lines = [
         create(MODULE), "fields", "clone", "reload", "attach", f"change {tensors(MODULE, dims)}",
         f"enqueue {addresses(MODULE)}", "create SoftmaxAttention scale=s:one", "errors",
+        create(CODED), "reload", f"change {tensors(CODED, dims)}", f"enqueue {addresses(CODED)}",
         create(MAPS), "dtypes int8", "shapes bxn", f"configure {SOME}", f"workspace {SOME}",
         "enqueue 10 20 30 40 50", "errors",
     ]  # fmt: skip

@@ -22,7 +22,7 @@ from edgeattn.kernels.launch import evaluate
 from edgeattn.lowering.tensorrt import to_plugin
 from edgeattn.ops.base import DOMAIN
 from tests.graphs import self_attention
-from tests.plugins.library import MAPS, MASKED, MODULE, SQUARE, attention
+from tests.plugins.library import CODED, MAPS, MASKED, MIXTURE, MODULE, SQUARE, attention
 
 
 def test_a_node_asks_with_its_sizes_open_where_they_are() -> None:
@@ -43,7 +43,7 @@ def test_a_node_lowered_for_plugins_asks_for_the_same() -> None:
     assert request_of(node) == before
 
 
-@pytest.mark.parametrize("request_", [MAPS, SQUARE, MASKED, MODULE, *COMMON], ids=str)
+@pytest.mark.parametrize("request_", [MAPS, SQUARE, MASKED, MODULE, CODED, *COMMON], ids=str)
 def test_a_request_survives_json_with_its_digest(request_: Request) -> None:
     read = request_from_json(json.loads(json.dumps(request_.to_json())))
     assert read == request_
@@ -104,7 +104,19 @@ def test_what_has_no_kernel_is_named_with_the_reason() -> None:
     assert answerable([brain], [75, 87])[0] == [brain]
 
 
-@pytest.mark.parametrize("request_", [MAPS, MASKED, MODULE, *COMMON], ids=str)
+def test_a_gate_in_int8_is_another_request_of_one_more_input() -> None:
+    assert (MIXTURE.result, CODED.result) == ("float16", "int8")
+    assert CODED.inputs == (*MIXTURE.inputs, "y_scale")
+    assert CODED.shapes[-1] == (1,)
+    assert not MIXTURE.covers(CODED)
+    assert not CODED.covers(MIXTURE)
+    assert obstacles(CODED, [75, 87]) == []
+    *first, last = launches(CODED, 87)
+    assert first == launches(MIXTURE, 87)[:-1]
+    assert (last.pointers["y"], last.pointers["y_scale"]) == ("int8", "float16")
+
+
+@pytest.mark.parametrize("request_", [MAPS, MASKED, MODULE, CODED, *COMMON], ids=str)
 def test_every_size_that_a_launch_needs_is_one_of_the_request(request_: Request) -> None:
     dims = dict.fromkeys(request_.open, 3)
     for launch in launches(request_, 87):

@@ -26,7 +26,7 @@ from edgeattn.kernels.launch import Expression, evaluate
 from edgeattn.ops.base import DOMAIN
 from edgeattn.tensors import dtype_named
 
-TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # what TensorRT calls them
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}  # what TensorRT calls them
 ATTRIBUTES: Mapping[str, str | int] = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
 
 
@@ -77,7 +77,7 @@ def steps_of(answer: Answer, arch: int) -> list[Step]:
         launch = made.launch
         pointers = [name for kind, name in made.arguments if kind == "pointer"]
         outputs = tuple(
-            Output("y", request.dtype, y) if name == "y" else Output(name, "float32", (launch.scratch[name],))
+            Output("y", request.result, y) if name == "y" else Output(name, "float32", (launch.scratch[name],))
             for name in pointers
             if name == "y" or name in launch.scratch
         )

@@ -57,9 +57,9 @@ def operand(value: ir.Value) -> Operand:
 
 def result(node: ir.Node) -> ir.Node | None:
     """The Transpose that brings an attention's result to another layout, if nothing else sees the result."""
-    user = _only_user(node.outputs[0])
+    user = only_user(node.outputs[0])
     if user is not None and user.op_type in ("Squeeze", "Gather") and _drops_heads(node, user):
-        user = _only_user(user.outputs[0])
+        user = only_user(user.outputs[0])
     return user if user is not None and user.op_type == "Transpose" and "perm" in user.attributes else None
 
 
@@ -92,14 +92,14 @@ def residual(node: ir.Node) -> Residual | None:
     last = result(node)
     if last is not None and layouts(node)[3] == CANONICAL:  # no layout that a kernel writes: the Transpose stays
         return None
-    product = _only_user(last.outputs[0] if last is not None else node.outputs[0])
+    product = only_user(last.outputs[0] if last is not None else node.outputs[0])
     if last is None and product is not None and _drops_heads(node, product):
-        product = _only_user(product.outputs[0])
+        product = only_user(product.outputs[0])
     if product is not None and product.op_type == "Reshape":
-        product = _only_user(product.outputs[0])
+        product = only_user(product.outputs[0])
     if product is None or product.op_type != "Mul":
         return None
-    add = _only_user(product.outputs[0])
+    add = only_user(product.outputs[0])
     gamma = next((value for value in product.inputs if value is not None and _is_number(value)), None)
     if add is None or add.op_type != "Add" or gamma is None:
         return None
@@ -175,7 +175,7 @@ def _add_along(graph: ir.Graph, node: ir.Node, tail: Residual) -> None:
     graph.insert_before(tail.add, node)  # by then, x is there
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
+def only_user(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value; None where there are more, or the graph gives it out."""
     users = list(value.consumers())
     return users[0] if len(value.uses()) == 1 and not value.is_graph_output() else None

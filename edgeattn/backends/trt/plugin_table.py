@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FILES = ("kernels.bin", "kernels.cpp")
 LISTING = "kernels.json"
-DTYPES = {"float32": "kFLOAT", "float16": "kHALF", "bfloat16": "kBF16", "bool": "kBOOL"}
+DTYPES = {"float32": "kFLOAT", "float16": "kHALF", "bfloat16": "kBF16", "bool": "kBOOL", "int8": "kINT8"}
 ALIGNED = 64  # where code begins in the blob
 
 
@@ -106,7 +106,7 @@ def _kernel(table: _Table, answer: Answer) -> str:
         _text(request.op),
         table.array("Attribute", attributes),
         table.array("Input", inputs),
-        f"DataType::{DTYPES[request.dtype]}",
+        f"DataType::{DTYPES[request.result]}",
         table.array("Axis", [f"{{{source}, {axis}}}" for source, axis in request.output]),
         str(len(numbers)),
         table.array("Build", [_build(table, request, arch, made) for arch, made in sorted(answer.builds.items())]),

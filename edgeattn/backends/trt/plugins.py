@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -52,20 +52,30 @@ class Request:
 
     @property
     def dtype(self) -> str:
-        """Of the first input and of the output."""
+        """Of the first input."""
         return self.dtypes[0]
+
+    @property
+    def result(self) -> str:
+        """The dtype of the output."""
+        return "int8" if self.codes else self.dtype
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """What the kernels call the inputs."""
         more = {"residual": True} if self.adds else {}
         names: tuple[str, ...] = kernel(self.op).inputs(self.variant, **more)
-        return names
+        return (*names, "y_scale") if self.codes else names
 
     @property
     def adds(self) -> bool:
         """Whether the last two inputs are x and gamma, and the output gamma y + x, shaped as x."""
         return bool(self.attributes.get("residual"))
+
+    @property
+    def codes(self) -> bool:
+        """Whether the output is INT8 codes, and the last input their scale, of shape (1)."""
+        return bool(self.attributes.get("codes"))
 
     @property
     def open(self) -> tuple[str, ...]:
@@ -171,11 +181,18 @@ def request_of(node: ir.Node, dtype: str = "") -> Request:
     return Request(node.op_type, variant, dtypes, shapes, attributes)
 
 
-def requests_in(graph: Graph, dtypes: Iterable[str]) -> list[Request]:
-    """What a graph's attentions ask for, each once; `graph` is not changed."""
+def in_codes(request: Request) -> Request:
+    """What a gate asks for where it shall write INT8 codes, whatever their scale."""
+    dtypes, shapes = (*request.dtypes, request.dtype), (*request.shapes, (1,))
+    return replace(request, dtypes=dtypes, shapes=shapes, attributes={**request.attributes, "codes": 1})
+
+
+def requests_in(graph: Graph, dtypes: Iterable[str], codes: bool = False) -> list[Request]:
+    """What a graph's attentions ask for, each once; with `codes`, its gates in INT8 too. `graph` is not changed."""
     fused, _ = fuse(graph)
     nodes = [node for node in fused.model.graph if node.domain == DOMAIN and node.op_type in KERNELS]
     found = [request_of(node, dtype) for dtype in dtypes for node in nodes]
+    found += [in_codes(request) for request in found if codes and request.op != ATTENTION]
     return list({request.digest: request for request in found}.values())
 
 
@@ -251,7 +268,7 @@ def compile_request(request: Request, archs: Sequence[int], progress: Progress =
 def _canonical(request: Request) -> tuple[tuple[Dim, ...], ...]:
     """The shapes as the op has them, whatever the layouts in memory."""
     if request.op != ATTENTION:
-        return request.shapes
+        return request.shapes[:-1] if request.codes else request.shapes
     placed = zip(request.layout[:3], request.shapes[:3], strict=True)
     return (
         *(tuple(shape[layout.index(axis)] for axis in CANONICAL) for layout, shape in placed),
