@@ -139,7 +139,7 @@ def calibrate_shard(
     look = open_look(expanded, plan.observed, max(1, cpus // workers))
     size = _batch(graph)
     groups = [chosen[place : place + size] for place in range(0, len(chosen), size)][k - 1 :: n]
-    return _Run(data, look, {name: plan.observed[name] for name in names}, size, workers).over(
+    return _Run(data, look, {name: plan.observed[name] for name in names}, size, workers, len(chosen)).over(
         groups, found, state, progress
     )
 
@@ -203,13 +203,14 @@ def _resumed(start: Partial, state: Path, progress: Progress) -> Partial:
 
 @dataclass
 class _Run:
-    """One pass over groups of samples; `floors` are the lower bounds that `observe` takes, by name."""
+    """One pass over groups of samples, of `samples` in all; `floors` are the lower bounds that `observe` takes."""
 
     data: Dataset
     look: Look
     floors: Mapping[str, float | None]
     size: int
     workers: int
+    samples: int
 
     def over(self, groups: Sequence[Sequence[int]], found: Partial, state: Path | None, progress: Progress) -> Partial:
         """Look at all groups that are not done, several at a time, and add them up in their order."""
@@ -243,7 +244,7 @@ class _Run:
             values = self.look({name: _filled(array, self.size) for name, array in feeds.items()})
             ordered = {name: values[name] for name in self.floors}
             try:
-                looked = observe(ordered, self.floors, zlib.crc32(os.fsencode(names[0])), before)
+                looked = observe(ordered, self.floors, zlib.crc32(os.fsencode(names[0])), before, self.samples)
             except InputError as err:
                 bad.extend(f"{name}: {err}" for name in names)
                 continue

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgeattn.errors import InferenceError, UnsupportedError, one_line
 from edgeattn.graph import Graph, with_profile
 from edgeattn.normalise import infer_types
+from edgeattn.ops.walk import behind
 from edgeattn.precision.signatures import constant, op
 from edgeattn.tensors import ShapeRange
 
@@ -32,23 +33,26 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BOUNDS = frozenset({"Relu", "Clip"})
+WEIGHTS = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})  # make numbers from 0 to 1
 CHANNEL_BLOCK = 16  # the largest in which ONNX Runtime lays out channels
 Look = Callable[["Feeds"], "dict[str, Array]"]
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A value in terms of another: `of` times `factor`, plus something from `least` to `most`."""
+    """A value in terms of another: `of` times `factor`, plus `least` to `most`; where it is `shrunk`, times 0 to 1."""
 
     of: str
     factor: float = 1.0
     least: float = 0.0
     most: float = 0.0
+    shrunk: bool = False
 
     def after(self, first: Derived) -> Derived:
         """This one, where `of` itself is derived by `first`."""
         least, most = sorted((first.least * self.factor, first.most * self.factor))
-        return Derived(first.of, first.factor * self.factor, least + self.least, most + self.most)
+        shrunk = first.shrunk or self.shrunk
+        return Derived(first.of, first.factor * self.factor, least + self.least, most + self.most, shrunk)
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def probes(graph: ir.Graph) -> Probes:
     """Decide where to look at a graph's floating-point values.
 
     A moved value (reshaped, transposed) is what it was; a value and its multiple by a constant follow from each other,
-    and bounds of a product from its sum with a bias. What only a Relu or a Clip reads, and what lies between an Erf and
-    its product, is left out: no precision pass asks for it, and runtimes fuse it away.
+    and bounds of a product from its sum with a bias; the weights of an attention lie between 0 and 1, and what a gate
+    leaves for a sum between zero and the map. What only a Relu or a Clip reads, and what lies between an Erf and its
+    product, is left out: no precision pass asks for it, and runtimes fuse it away.
     """
     values = {value.name or "": value for value in _computed(graph) if not _is_inside(value)}
     links = {name: link for name, value in values.items() if (link := _link(value)) is not None}
@@ -103,13 +108,36 @@ def _link(value: ir.Value) -> Derived | None:
     node = value.producer()
     if node is None:
         return None
-    source = node.inputs[0] if op(node) in MOVES else None
+    source = node.inputs[0] if node.inputs else None
     if source is not None and constant(source) is None:
-        return Derived(source.name or "")
+        if op(node) in MOVES:
+            return Derived(source.name or "")
+        if op(node) == "Softmax" and _only_weighs(value):
+            return Derived(source.name or "", 0.0, 0.0, 1.0)
+    if (gated := _gated(node)) is not None and all(op(user) == "Add" for user in value.consumers()):
+        return Derived(gated.name or "", shrunk=True)
     scaled = _scaled(node)
     if scaled is not None and not _is_fused_with_reader(scaled[0]):
         return Derived(scaled[0].name or "", scaled[1])
     return _from_reader(value, op(node)) if _is_fused_with_reader(value) else None
+
+
+def _only_weighs(value: ir.Value) -> bool:
+    """Whether a value is multiplied with computed ones and nothing else, so that nobody asks how large it is."""
+    readers = [] if value.is_graph_output() else value.consumers()
+    return bool(readers) and all(
+        op(user) == "MatMul" and all(constant(item) is None for item in user.inputs) for user in readers
+    )
+
+
+def _gated(node: ir.Node) -> ir.Value | None:
+    """What a Mul multiplies by numbers from 0 to 1."""
+    if op(node) != "Mul" or node.outputs[0].is_graph_output():
+        return None
+    for x, gate in (node.inputs, reversed(node.inputs)):
+        if x is not None and gate is not None and constant(x) is None and op(behind(gate, MOVES).producer()) in WEIGHTS:
+            return x
+    return None
 
 
 def _is_fused_with_reader(value: ir.Value) -> bool:

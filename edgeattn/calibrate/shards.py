@@ -141,6 +141,9 @@ def finish(whole: Partial) -> Ranges:
     return Ranges(samples=whole.samples, bad=bad, tensors=dict(sorted(tensors.items())), **about)
 
 
-def _follows(found: Range, factor: float, least: float, most: float) -> Range:
+def _follows(found: Range, factor: float, least: float, most: float, shrunk: bool) -> Range:
     pairs = [sorted((low * factor, high * factor)) for low, high in ((found.min, found.max), (found.low, found.high))]
-    return rounded(*(end for low, high in pairs for end in (low + least, high + most)))
+    ends = [(low + least, high + most) for low, high in pairs]
+    if shrunk:
+        ends = [(min(low, 0.0), max(high, 0.0)) for low, high in ends]
+    return rounded(*ends[0], *ends[1])

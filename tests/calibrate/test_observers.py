@@ -12,7 +12,19 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from edgeattn.calibrate import observers
-from edgeattn.calibrate.observers import BINS, KEPT, LEVELS, MERGED, SAMPLED, Seen, merge, nothing, observe, range_of
+from edgeattn.calibrate.observers import (
+    BINS,
+    ENOUGH,
+    KEPT,
+    LEVELS,
+    MERGED,
+    SAMPLED,
+    Seen,
+    merge,
+    nothing,
+    observe,
+    range_of,
+)
 from edgeattn.errors import InputError
 
 Array = NDArray[np.float32]
@@ -90,6 +102,17 @@ def test_extremes_count_every_value_and_histograms_a_share_that_moves() -> None:
     assert all(SAMPLED / 2 < s.counts.sum() <= SAMPLED for s in seen)
     found = {int(s.counts[0, BINS // 2 :].sum()) for s in seen}
     assert found == {0, 1}, "some samples show the place of the 5, others do not"
+
+
+def test_of_many_samples_each_adds_to_some_histograms_until_they_hold_enough() -> None:
+    count, sizes = 2000, {"large": SAMPLED, "less": SAMPLED // 8, "small": 60}
+    values = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    rng, seen = np.random.default_rng(0), nothing(3, True)
+    for start in rng.integers(0, 2**32, count):
+        seen = merge(seen, observe(values, dict.fromkeys(values), int(start), seen, count))
+    large, less, small = seen.counts.sum(1)
+    assert small == count * sizes["small"]
+    assert all(0.7 * ENOUGH < held < 2 * ENOUGH for held in (large, less))
 
 
 def test_without_a_histogram_only_extremes_are_kept() -> None:

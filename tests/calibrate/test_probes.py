@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from edgeattn.calibrate.probes import bytes_observed, open_look, probes
+from edgeattn.calibrate.probes import Derived, Probes, bytes_observed, open_look, probes
 from edgeattn.graph import Graph
 from edgeattn.normalise import infer_types
 from tests.graphs import FLOAT, graph_of, self_attention
@@ -70,12 +70,28 @@ def attention() -> Graph:
     return graph
 
 
+def gated(reader: str) -> Graph:
+    """A map times a gate, in a sum with the input, or read by something else."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["map"]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Sigmoid", ["pooled"], ["gate"]),
+        helper.make_node("Mul", ["gate", "map"], ["left"]),
+        helper.make_node(reader, ["left", "x"] if reader == "Add" else ["left"], ["y"]),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((3, 3, 1, 1)).astype(np.float32)}
+    graph = graph_of(nodes, [("x", FLOAT, [1, 3, 9, 7])], [("y", FLOAT, [1, 3, 9, 7])], weights, 13)
+    infer_types(graph.model)
+    return graph
+
+
 GRAPHS = {
     "full-blocks": convolutions(32),
     "blocks-with-a-rest": convolutions(19),
     "one-channel": convolutions(1),
     "old-opset": convolutions(16, opset=13),
     "attention": attention(),
+    "gate": gated("Add"),
 }
 
 
@@ -105,11 +121,12 @@ def test_what_follows_is_what_the_graph_computes(graph: Graph) -> None:
     for name, item in plan.derived.items():
         of = exact[item.of].astype(np.float64)
         ends = sorted((of.min() * item.factor, of.max() * item.factor))
+        ends = [min(ends[0], 0), max(ends[1], 0)] if item.shrunk else ends
         reach = 1e-5 * np.abs(exact[name]).max()
         low, high = exact[name].min() - ends[0] - item.least, exact[name].max() - ends[1] - item.most
         assert low >= -reach
         assert high <= reach
-        if item.least == item.most == 0:
+        if item.least == item.most == 0 and not item.shrunk:
             assert max(abs(low), abs(high)) <= reach
 
 
@@ -126,6 +143,24 @@ def test_scores_are_known_before_and_after_their_scale() -> None:
     assert {"x", "q", "scaled", "k", "kt", "v", "scores", "weights", "y"} == known
     assert plan.derived["q"].of == "scaled"
     assert plan.derived["kt"].of == "k"
+
+
+def test_what_a_gate_leaves_is_looked_at_unless_a_sum_alone_reads_it() -> None:
+    assert probes(gated("Add").model.graph).derived["left"] == Derived("map", shrunk=True)
+    assert "left" in probes(gated("Tanh").model.graph).observed
+
+
+def test_weights_of_an_attention_are_looked_at_where_constants_multiply_them() -> None:
+    def plan(operand: str) -> Probes:
+        nodes = [helper.make_node("Softmax", ["x"], ["p"]), helper.make_node("MatMul", ["p", operand], ["y"])]
+        weights = {"w": np.eye(4, dtype=np.float32)}
+        inputs = [("x", FLOAT, [4, 4]), ("v", FLOAT, [4, 4])]
+        graph = graph_of(nodes, inputs, [("y", FLOAT, [4, 4])], weights, 13)
+        infer_types(graph.model)
+        return probes(graph.model.graph)
+
+    assert plan("v").derived["p"] == Derived("x", 0.0, 0.0, 1.0)
+    assert "p" in plan("w").observed
 
 
 def test_a_half_precision_convolution_is_seen() -> None:

@@ -123,7 +123,11 @@ def part(values: Any, number: int, count: int, method: str = "entropy", bad: tup
         **{name: getattr(TABLE, name) for name in ("graph_sha256", "data_sha256", "recipe", "settings", "version")},
         "method": method,
         "files": 10,
-        "derived": {"half": ["x", 0.5, 0.0, 0.0], "turned": ["x", -2.0, -1.0, 3.0]},
+        "derived": {
+            "half": ["x", 0.5, 0.0, 0.0, False],
+            "turned": ["x", -2.0, -1.0, 3.0, False],
+            "gated": ["x", 1.0, 0.0, 0.0, True],
+        },
     }
     seen = nothing(1, method != "minmax")
     for sample in values:
@@ -153,6 +157,8 @@ def test_a_derived_tensor_follows_the_one_it_is_of() -> None:
     table = finish(part([[-1.0, 4.0]], 1, 1, "minmax")).tensors
     assert table["half"] == Range(-0.5, 2.0, -0.5, 2.0)
     assert table["turned"] == Range(-9.0, 5.0, -9.0, 5.0)
+    assert table["gated"] == Range(-1.0, 4.0, -1.0, 4.0)
+    assert finish(part([[1.0, 4.0]], 1, 1, "minmax")).tensors["gated"] == Range(0.0, 4.0, 0.0, 4.0)
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
