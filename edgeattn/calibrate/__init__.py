@@ -138,10 +138,9 @@ def calibrate_shard(
     workers = int(max(1, min(cpus, MEMORY_BYTES // max(1, bytes_observed(expanded, plan.observed, shapes)))))
     look = open_look(expanded, plan.observed, max(1, cpus // workers))
     size = _batch(graph)
-    groups = [chosen[place : place + size] for place in range(0, len(chosen), size)][k - 1 :: n]
-    return _Run(data, look, {name: plan.observed[name] for name in names}, size, workers, len(chosen)).over(
-        groups, found, state, progress
-    )
+    groups = [chosen[place : place + size] for place in range(0, len(chosen), size)]
+    run = _Run(data, look, {name: plan.observed[name] for name in names}, size, workers, len(groups))
+    return run.over(groups[k - 1 :: n], found, state, progress)
 
 
 def observed_graph(graph: Graph) -> Graph:
@@ -203,14 +202,14 @@ def _resumed(start: Partial, state: Path, progress: Progress) -> Partial:
 
 @dataclass
 class _Run:
-    """One pass over groups of samples, of `samples` in all; `floors` are the lower bounds that `observe` takes."""
+    """One pass over groups of samples, of `runs` in all; `floors` are the lower bounds that `observe` takes."""
 
     data: Dataset
     look: Look
     floors: Mapping[str, float | None]
     size: int
     workers: int
-    samples: int
+    runs: int
 
     def over(self, groups: Sequence[Sequence[int]], found: Partial, state: Path | None, progress: Progress) -> Partial:
         """Look at all groups that are not done, several at a time, and add them up in their order."""
@@ -244,7 +243,7 @@ class _Run:
             values = self.look({name: _filled(array, self.size) for name, array in feeds.items()})
             ordered = {name: values[name] for name in self.floors}
             try:
-                looked = observe(ordered, self.floors, zlib.crc32(os.fsencode(names[0])), before, self.samples)
+                looked = observe(ordered, self.floors, zlib.crc32(os.fsencode(names[0])), before, self.runs)
             except InputError as err:
                 bad.extend(f"{name}: {err}" for name in names)
                 continue

@@ -23,8 +23,8 @@ BINS = 2048
 LEVELS = 127  # of a signed 8-bit number, on each side of zero
 KEPT = 0.99  # of the magnitudes, at least, that the entropy method leaves below the clip
 MERGED = 128  # bins that the entropy method compares with; TensorRT's and ONNX Runtime's number
-SAMPLED = 4096  # values of a tensor that one sample adds to its histogram, at most
-ENOUGH = 1 << 18  # values of a histogram: where all samples together have more, they take turns
+SAMPLED = 4096  # values of a tensor that one run adds to its histogram, at most
+ENOUGH = 1 << 18  # values of a histogram: where all runs together have more, they take turns
 _BLOCK = 16  # neighbours that are taken together: a cache line
 _PART = 1 << 17  # values whose extremes are looked for together: as many as a core's own cache holds
 _TOGETHER = 16  # tensors that are binned together, while their values are in the cache
@@ -56,21 +56,21 @@ def nothing(tensors: int, histogram: bool) -> Seen:
 
 
 def observe(
-    values: Mapping[str, Array], floors: Mapping[str, float | None], start: int, before: Seen, samples: int = 1
+    values: Mapping[str, Array], floors: Mapping[str, float | None], start: int, before: Seen, runs: int = 1
 ) -> Seen:
-    """Look at one sample's values; histograms are made where `before` has them.
+    """Look at the values of one run, of one sample or some; histograms are made where `before` has them.
 
     All values count for the extremes; a histogram takes blocks of neighbours at even distances, up to `SAMPLED` values,
-    of as many samples as give `ENOUGH`. Minus infinity, which masks write, is left out.
+    of as many runs as give `ENOUGH`. Minus infinity, which masks write, is left out.
 
     Args:
         values: float arrays of any shape, by name.
         floors: by name, a lower bound that is known, as a Relu's 0, and taken for the minimum; or None.
-        start: any number, the sample's own; it says which tensors' histograms it adds to, and moves the blocks, so that
-            samples do not all show the same places.
+        start: any number, the run's own; it says which tensors' histograms it adds to, and moves the blocks, so that
+            runs do not all show the same places.
         before: what was seen before. Its bins are taken where they are wide enough, which spares work and changes
             nothing.
-        samples: how many there are in all.
+        runs: how many there are in all.
 
     Raises:
         InputError: a value is nan or plus infinity; says which tensor's.
@@ -84,7 +84,7 @@ def observe(
     if (broken := np.flatnonzero(np.isnan(high) | np.isnan(low) | np.isposinf(high))).size:
         raise InputError(f"value {list(values)[broken[0]]!r} holds {high[broken[0]]}")
     seen = Seen(low, high, before.exponent, before.counts[:, :0])
-    return _counted(seen, flat, start, samples) if before.counts.size else seen
+    return _counted(seen, flat, start, runs) if before.counts.size else seen
 
 
 def _ends(values: Array, floor: float | None) -> tuple[float, float]:
@@ -99,13 +99,13 @@ def _ends(values: Array, floor: float | None) -> tuple[float, float]:
     return np.minimum.reduce(low, initial=np.inf), np.maximum.reduce(high, initial=-np.inf)
 
 
-def _counted(seen: Seen, flat: list[Array], start: int, samples: int) -> Seen:
+def _counted(seen: Seen, flat: list[Array], start: int, runs: int) -> Seen:
     """With a histogram of some of the values of some tensors, whose bins are wide enough for all of them."""
     peak = seen.peak()
     needed = np.frexp(np.maximum(peak, 0))[1] - (BINS.bit_length() - 1)
     exponent = np.maximum(seen.exponent, np.where(peak > 0, needed, _LEAST_EXPONENT))
     counts = np.zeros((len(flat), BINS), np.int64)
-    chosen = [place for place, x in enumerate(flat) if (start + place) % _turns(x.size, samples) == 0]
+    chosen = [place for place, x in enumerate(flat) if (start + place) % _turns(x.size, runs) == 0]
     for first in range(0, len(chosen), _TOGETHER):
         places = chosen[first : first + _TOGETHER]
         taken = [_some(flat[place], start) for place in places]
@@ -118,9 +118,9 @@ def _counted(seen: Seen, flat: list[Array], start: int, samples: int) -> Seen:
     return Seen(seen.min, seen.max, exponent, counts)
 
 
-def _turns(size: int, samples: int) -> int:
-    """Of how many samples one adds to the histogram of a tensor of this size."""
-    return max(1, samples * min(size, SAMPLED) // ENOUGH)
+def _turns(size: int, runs: int) -> int:
+    """Of how many runs one adds to the histogram of a tensor of this size."""
+    return max(1, runs * min(size, SAMPLED) // ENOUGH)
 
 
 def _some(values: Array, start: int) -> Array:

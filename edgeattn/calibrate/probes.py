@@ -48,8 +48,10 @@ class Derived:
     most: float = 0.0
     shrunk: bool = False
 
-    def after(self, first: Derived) -> Derived:
-        """This one, where `of` itself is derived by `first`."""
+    def after(self, first: Derived) -> Derived | None:
+        """This one, where `of` itself is derived by `first`; None where it moves what is shrunk, which comes last."""
+        if first.shrunk and (self.least, self.most) != (0.0, 0.0):
+            return None
         least, most = sorted((first.least * self.factor, first.most * self.factor))
         shrunk = first.shrunk or self.shrunk
         return Derived(first.of, first.factor * self.factor, least + self.least, most + self.most, shrunk)
@@ -73,16 +75,20 @@ def probes(graph: ir.Graph) -> Probes:
     """
     values = {value.name or "": value for value in _computed(graph) if not _is_inside(value)}
     links = {name: link for name, value in values.items() if (link := _link(value)) is not None}
-    observed, derived = {}, {}
-    for name, value in values.items():
-        end = Derived(name)
-        while end.of in links:
-            end = end.after(links[end.of])
-        if end.of == name:
-            observed[name] = 0.0 if op(value.producer()) == "Relu" else None
-        elif end.of in values:
-            derived[name] = end
-    return Probes(observed, derived)
+    ends = {name: _end(name, links) for name in values}
+    roots = {end.of for end in ends.values()}
+    return Probes(
+        {name: 0.0 if op(value.producer()) == "Relu" else None for name, value in values.items() if name in roots},
+        {name: end for name, end in ends.items() if name not in roots and end.of in values},
+    )
+
+
+def _end(name: str, links: Mapping[str, Derived]) -> Derived:
+    """How a value follows from the last that links lead to."""
+    end = Derived(name)
+    while (link := links.get(end.of)) is not None and (further := end.after(link)) is not None:
+        end = further
+    return end
 
 
 def _computed(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -16,9 +16,10 @@ import numpy as np
 from edgeattn import files
 from edgeattn.calibrate.observers import BINS, Seen, merge, range_of, rounded
 from edgeattn.data import require_good
-from edgeattn.errors import InputError, UsageError, one_line
+from edgeattn.errors import InputError, UsageError, one_line, quote
 from edgeattn.precision.ranges import FORMAT, Range, Ranges, lines, read_json
 
+PART_FORMAT = 2  # of parts alone; those of 1 do not name it
 _HEADER = ("shard", "done", "samples", "bad", "about")
 
 
@@ -48,7 +49,7 @@ class Partial:
 
 def save_partial(partial: Partial, path: Path) -> None:
     """Write a part, replacing what was there in one step."""
-    header = {"format": FORMAT, **{name: getattr(partial, name) for name in _HEADER}}
+    header = {"format": FORMAT, "part_format": PART_FORMAT, **{name: getattr(partial, name) for name in _HEADER}}
     seen = partial.seen
     rows = zip(
         seen.min.tolist(),
@@ -64,11 +65,15 @@ def load_partial(path: Path) -> Partial:
     """Read a part.
 
     Raises:
-        InputError: it cannot be read, or is not what `save_partial` writes.
+        InputError: it cannot be read, is of another format, or is not what `save_partial` writes.
     """
     document = read_json(path, "part of a calibration")
     if "shard" not in document:
         raise InputError(f"{path} is no part of a calibration but a whole table; expected what --shard wrote")
+    if (found := document.get("part_format", 1)) != PART_FORMAT:
+        raise InputError(
+            f"{path} is a part of format {quote(found)}; this edgeattn reads {PART_FORMAT}; make it again with --shard"
+        )
     try:
         rows = dict(sorted(document["tensors"].items()))
         k, n = map(int, document["shard"])

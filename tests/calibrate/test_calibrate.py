@@ -16,6 +16,7 @@ import pytest
 
 from edgeattn import calibrate as module
 from edgeattn.calibrate import CalibrationSettings, Share, calibrate, calibrate_file, merge_files
+from edgeattn.calibrate.observers import Seen
 from edgeattn.cli import main
 from edgeattn.data import Dataset, open_data
 from edgeattn.errors import InputError, UnsupportedError, UsageError
@@ -103,6 +104,24 @@ def test_a_fixed_batch_is_filled_and_sees_every_sample(folder: Path, tmp_path: P
     assert three.samples == one.samples == SAMPLES
     assert three.tensors["x"] == one.tensors["x"]
     np.testing.assert_allclose(three.tensors["y"].max, one.tensors["y"].max, rtol=1e-5)
+
+
+def test_runs_of_a_fixed_batch_take_turns_and_not_samples(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else histograms would hold a batch's share of what is enough, and some nothing."""
+    save_graph(self_attention(batch=8).graph, tmp_path / "eight.onnx")
+    write_samples(folder, 64)
+    told: list[int] = []
+    observe = module.observe
+
+    def watched(values: Any, floors: Any, start: int, before: Seen, runs: int) -> Seen:
+        told.append(runs)
+        return observe(values, floors, start, before, runs)
+
+    monkeypatch.setattr(module, "observe", watched)
+    calibrate(*opened(tmp_path / "eight.onnx", folder), CalibrationSettings("entropy"))
+    assert told == [8] * 8
 
 
 def test_a_limit_takes_the_same_samples_each_time_from_all_over(model: Path, folder: Path) -> None:

@@ -150,6 +150,18 @@ def test_what_a_gate_leaves_is_looked_at_unless_a_sum_alone_reads_it() -> None:
     assert "left" in probes(gated("Tanh").model.graph).observed
 
 
+def test_what_is_shrunk_is_not_moved_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrunk, moved = Derived("map", 2.0, shrunk=True), Derived("left", -1.0, -5.0, -5.0)
+    assert moved.after(shrunk) is None
+    assert shrunk.after(moved) == Derived("left", -2.0, -10.0, -10.0, True)
+    assert Derived("left", -1.0).after(shrunk) == Derived("map", -2.0, shrunk=True)
+    links = {"left": shrunk, "y": moved}
+    monkeypatch.setitem(probes.__globals__, "_link", lambda value: links.get(value.name))
+    plan = probes(gated("Add").model.graph)
+    assert plan.derived == {"y": moved}
+    assert "left" in plan.observed
+
+
 def test_weights_of_an_attention_are_looked_at_where_constants_multiply_them() -> None:
     def plan(operand: str) -> Probes:
         nodes = [helper.make_node("Softmax", ["x"], ["p"]), helper.make_node("MatMul", ["p", operand], ["y"])]

@@ -179,6 +179,16 @@ def test_too_many_bad_files_are_refused_where_all_are_counted() -> None:
         finish(part([[1.0]], 1, 1, bad=("one", "two")))
 
 
+@pytest.mark.parametrize("change", [{}, {"part_format": 1}, {"part_format": 3}], ids=str)
+def test_a_part_of_another_format_is_refused(change: dict[str, int], tmp_path: Path) -> None:
+    save_partial(part([[1.0]], 1, 1), tmp_path / "p")
+    document = json.loads((tmp_path / "p").read_text())
+    del document["part_format"]
+    (tmp_path / "p").write_text(json.dumps({**document, **change}))
+    with pytest.raises(InputError, match=r"is a part of format '[13]'; this edgeattn reads 2; make it again"):
+        merge_shards([tmp_path / "p"])
+
+
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     save_partial(part([[1.0]], 1, 1), tmp_path / "p")
     document = json.loads((tmp_path / "p").read_text())
