@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from edgeattn.tensors import Array, Feeds, Shape
+
+T = TypeVar("T")
 
 __all__ = [
     "Dataset",
@@ -108,6 +111,18 @@ class Dataset:
         path, said = self.files[index]
         feeds, label = self.read(path, said)
         return Sample(path.relative_to(self.folder).as_posix(), feeds, label)
+
+
+def spread(samples: Iterable[Sample], most: int) -> Iterable[Sample]:
+    """At most so many samples, of a folder at even distances, since it has its classes one after the other."""
+    if isinstance(samples, Dataset):
+        return replace(samples, files=evenly(samples.files, most), bad=[])
+    return islice(samples, most)
+
+
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many items, at even distances."""
+    return [items[place * len(items) // most] for place in range(most)] if len(items) > most else items
 
 
 def require_good(bad: Sequence[str], files: int, where: Path | str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeattn import data
-from edgeattn.data import Recipe, Sample, batches, open_data, read_npz
+from edgeattn.data import Recipe, Sample, batches, open_data, read_npz, spread
 from edgeattn.errors import InputError, UsageError
 from edgeattn.tensors import TensorSpec, random_feeds
 
@@ -110,6 +110,18 @@ def test_arrays_bring_labels_of_any_task(label: np.ndarray, expected: int | np.n
         assert isinstance(sample.label, np.ndarray)
         assert sample.label.dtype.kind == ("f" if label.dtype.kind == "f" else "i")
         assert np.array_equal(sample.label, expected)
+
+
+def test_some_of_many_samples_are_from_all_over_the_folder(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "eel"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            np.savez(tmp_path / name / f"{number}.npz", x=np.zeros((1, 2), np.float32))
+    data = open_data(tmp_path, [TensorSpec("x", "float32", (1, 2))])
+    for _ in range(2):
+        assert [sample.label for sample in spread(data, 6)] == [0, 0, 1, 1, 2, 2]
+    assert len(list(spread(data, 99))) == 30
+    assert len(list(spread(iter(data), 6))) == 6
 
 
 def test_a_single_file_is_a_folder_of_one(tmp_path: Path) -> None:

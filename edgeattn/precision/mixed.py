@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import BuildConfig
-from edgeattn.data import Sample
+from edgeattn.data import Sample, spread
 from edgeattn.errors import UnsupportedError, UsageError, did_you_mean
 from edgeattn.graph import Graph, modules_around, with_profile
 from edgeattn.lowering import to_backend
@@ -57,7 +56,7 @@ def typed_for(
             module.INT8,
             [name for name, precision in layers.items() if precision != "int8"],
             rest=config.rest,
-            samples=[_filled(fused, sample) for sample in islice(samples or (), IMPROVED_SAMPLES)],
+            samples=[_filled(fused, sample) for sample in spread(samples or (), IMPROVED_SAMPLES)],
         )
         fused, notes = quantised.graph, quantised.notes
     graph = with_profile(to_backend(fused, backend, config.forms), config.profile)

@@ -14,7 +14,7 @@ from edgeattn.precision.signatures import op
 QUERY_AND_KEY = (0, 1)
 # That keep all values and their order along each axis: rounding before them is the same, and spares moving floats.
 _MOVES = frozenset(MOVES) - {"Concat", "MaxPool"}
-_ROUNDED = "queries and keys are rounded, the softmax and what it weighs stay in float"
+_ROUNDED = "all of it but the queries and keys, which are rounded"
 
 
 def round_attentions(graph: ir.Graph, found: Placement, ranges: Ranges, keep: Collection[str]) -> None:
@@ -43,9 +43,13 @@ def _is_free(value: ir.Value, found: Placement) -> bool:
 def _source(node: ir.Node, place: int, found: Placement) -> tuple[ir.Value, ir.Node, int]:
     """Where to round an operand: before the moves that only it goes through, as (value, its reader, the place)."""
     value = operand(node, place)
-    while (maker := value.producer()) is not None and op(maker) in _MOVES and len(value.uses()) == 1:
+    while (maker := value.producer()) is not None and op(maker) in _MOVES and _has_one_reader(value):
         before = operand(maker, 0)
         if not _is_free(before, found):
             break
         value, node, place = before, maker, 0
     return value, node, place
+
+
+def _has_one_reader(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()

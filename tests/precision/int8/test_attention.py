@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from edgeattn.backends import backend_named
@@ -23,7 +24,7 @@ from edgeattn.precision.int8.improve import quantise_best
 from edgeattn.precision.int8.qdq import quantise
 from edgeattn.precision.ranges import Ranges
 from edgeattn.tensors import random_feeds, resolve_profile
-from tests.graphs import self_attention
+from tests.graphs import FLOAT, graph_of, self_attention
 from tests.models import ConvNonLocal, TinyViT
 from tests.precision.lowered import observed, sqnr, traced
 
@@ -65,7 +66,7 @@ def test_queries_and_keys_are_rounded_symmetrically_and_nothing_else_of_an_atten
     plain, found = (quantise(fused, ranges, "shifted", attention=on) for on in (False, True))
     more = rounded(found.graph).items() - rounded(plain.graph).items()
     assert dict(more) == {"q": ir.DataType.INT8, "k": ir.DataType.INT8}
-    assert "queries and keys are rounded" in " ".join(found.notes)
+    assert "all of it but the queries and keys, which are rounded" in " ".join(found.notes)
 
 
 def test_rounding_goes_before_the_moves_that_only_an_attention_sees() -> None:
@@ -73,6 +74,25 @@ def test_rounding_goes_before_the_moves_that_only_an_attention_sees() -> None:
     found = quantise(fused, ranges, "shifted", attention=True).graph
     makers = {value.producer() for node in found.model.graph for value in node.inputs if value in signed(found)}
     assert [node.op_type for node in makers if node is not None] == ["Conv", "Conv"]
+
+
+def test_what_is_an_output_too_is_not_rounded_before_it() -> None:
+    """A query that is kept, as a cache or a feature, keeps its values."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["made"], name="query"),
+        helper.make_node("Transpose", ["made"], ["q"], name="turn", perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"], name="scores"),
+        helper.make_node("Softmax", ["scores"], ["weights"], name="softmax"),
+        helper.make_node("MatMul", ["weights", "v"], ["y"], name="mix"),
+    ]
+    inputs = [("x", FLOAT, [5, 2, 8]), ("kt", FLOAT, [2, 8, 7]), ("v", FLOAT, [2, 7, 8])]
+    weights = {"w": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
+    graph = graph_of(nodes, inputs, [("y", FLOAT, [2, 5, 8]), ("q", FLOAT, [2, 5, 8])], weights)
+    fused, ranges, feeds = calibrated(graph)
+    plain, found = (quantise(fused, ranges, "shifted", attention=on).graph for on in (False, True))
+    assert signed(found)
+    kept = [run_as_written(to_backend(item, "openvino"))(feeds[0])["q"] for item in (plain, found)]
+    np.testing.assert_array_equal(*kept)
 
 
 @pytest.mark.parametrize("scheme", ["signed", "unsigned"])
