@@ -79,7 +79,7 @@ MODELS: Models = {
 
 def engines(deadline: float, flavours: Sequence[str] = FLAVOURS) -> Iterator[dict[str, Any]]:
     """What each backend's process found so far, printed as it comes; why there is nothing, where there is nothing."""
-    found: dict[str, Any] = {"rows": [], "notes": []}
+    found: dict[str, Any] = {"rows": [], "notes": [], "crashes": []}
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         found["notes"].append(f"no engines: {', '.join(lacking)} not installed")
         print(*found["notes"])
@@ -87,30 +87,37 @@ def engines(deadline: float, flavours: Sequence[str] = FLAVOURS) -> Iterator[dic
         return
     for flavour in flavours:
         made = _of_process(flavour, deadline - time.monotonic())
-        for kind in ("rows", "notes"):
-            found[kind] += made[kind]
-        print(*map(printed, made["rows"]), *made["notes"], sep="\n", flush=True)
+        for kind, each in found.items():
+            each.extend(made[kind])
+        print(*map(printed, made["rows"]), *made["notes"], *made["crashes"], sep="\n", flush=True)
         yield found
 
 
 def _of_process(flavour: str, seconds: float) -> dict[str, Any]:
-    """What a backend's process wrote until it ended, or was ended."""
+    """What a backend's process wrote until it ended, or was ended; of an abnormal end, how that was."""
     if seconds <= 0:
-        return {"rows": [], "notes": [f"{flavour}: no time was left"]}
+        return {"rows": [], "notes": [f"{flavour}: no time was left"], "crashes": []}
+    notes, crashes = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, __file__, flavour, str(path)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-            end = "" if done.returncode == 0 else f"{flavour} ended with {done.returncode}: {_last_line(done.stderr)}"
+            if done.returncode:
+                crashes.append(f"{flavour} ended with {done.returncode}: {_last_line(done.stderr)}")
         except subprocess.TimeoutExpired:
-            end = f"{flavour}: no time was left for the rest"
+            notes.append(f"{flavour}: no time was left for the rest")
         made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {"rows": made.get("rows", []), "notes": [*made.get("notes", []), *([end] if end else [])]}
+    return {"rows": made.get("rows", []), "notes": [*made.get("notes", []), *notes], "crashes": crashes}
 
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def sound(found: Mapping[str, Any]) -> bool:
+    """Whether no engine was wrong, and no backend's process ended abnormally."""
+    return all(row["passed"] for row in found.get("rows", ())) and not found.get("crashes")
 
 
 def keep(report: Mapping[str, Any], path: Path) -> None:
@@ -143,33 +150,47 @@ def found_by(backend: str, models: Models = MODELS) -> Iterator[dict[str, Any]]:
     for name, (make, shape) in models.items():
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
-            found["rows"] += rows_of(backend, name, make().eval().requires_grad_(False), shape, Path(folder))
+            found["rows"] += rows_of(backend, name, make, shape, Path(folder))
         yield found
 
 
-def rows_of(backend: str, name: str, module: nn.Module, shape: tuple[int, ...], folder: Path) -> list[dict[str, Any]]:
-    """One model with attention native and, where there are plugins, as plugins: right or not, and how fast."""
+def rows_of(
+    backend: str, name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], folder: Path
+) -> list[dict[str, Any]]:
+    """One model with attention native and, where there are plugins, as plugins: right or not, and if so how fast."""
     from edgeattn.backends import open_session
     from edgeattn.export import export_model
     from edgeattn.model import Model
     from edgeattn.tensors import TensorSpec
 
-    rows: list[dict[str, Any]] = []
-    sessions: dict[str, Session] = {}
-    export_model(Model(module, (TensorSpec("x", "float32", shape),), name), folder / "m.onnx", check=False)
-    with contextlib.ExitStack() as stack:
-        for how in ("native", "plugin") if backend == "tensorrt" else ("native",):
-            row: dict[str, Any] = {"model": name, "backend": backend, "attention": how, "passed": False}
-            rows.append(row)
-            try:
+    ways = ("native", "plugin") if backend == "tensorrt" else ("native",)
+    rows = {how: {"model": name, "backend": backend, "attention": how, "passed": False} for how in ways}
+    right: dict[str, Session] = {}
+    with failing(*rows.values()), contextlib.ExitStack() as stack:
+        module = make().eval().requires_grad_(False)
+        export_model(Model(module, (TensorSpec("x", "float32", shape),), name), folder / "m.onnx", check=False)
+        for how, row in rows.items():
+            with failing(row):
                 report = built(folder / "m.onnx", folder / f"{how}.engine", backend, how)
-                row |= described(report)
-                sessions[how] = stack.enter_context(open_session(report.path))
-                row |= compared(sessions[how], module, shape)
-            except Exception as err:  # the other engines are to be seen, too
-                row["why"] = f"{type(err).__name__}: {err}"
-        times = timed(sessions, shape)
-        return [row | times.get(row["attention"], {}) for row in rows]
+                row.update(described(report))
+                session = stack.enter_context(open_session(report.path))
+                row.update(compared(session, module, shape))
+                if row["passed"]:
+                    right[how] = session
+        for how, times in timed(right, shape).items() if right else ():
+            rows[how] |= times
+    return list(rows.values())
+
+
+@contextlib.contextmanager
+def failing(*rows: dict[str, Any]) -> Iterator[None]:
+    """Rows that fail, and say why, where what is inside does: the others are to be seen, too."""
+    try:
+        yield
+    except Exception as err:
+        for row in rows:
+            row.setdefault("why", f"{type(err).__name__}: {err}")
+            row["passed"] = False
 
 
 def built(model: Path, engine: Path, backend: str, how: str) -> BuildReport:

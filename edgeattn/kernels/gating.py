@@ -1,7 +1,7 @@
 """What the gates share after pooling: the first layer, the weights of the channels, and how the result is written.
 
-Sums and layers are float32, whatever the type of the weights. The result has the type of the map, or is INT8 codes as
-QuantizeLinear makes them: clamp(round(y / y_scale), -128, 127), halves to even.
+Sums and layers are float32, whatever the type of the weights. The result has the type of the map, or is INT8 codes like
+QuantizeLinear's: clamp(round(y * (1 / y_scale)), -128, 127), with a float32 reciprocal for a division, halves to even.
 """
 
 from __future__ import annotations

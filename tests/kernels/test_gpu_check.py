@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,25 +17,10 @@ from edgeattn.kernels import gating, kernel
 from edgeattn.kernels.launch import Cost
 from edgeattn.ops import ALL_OPS, activations
 from tests.kernels.interpreted import interpret
+from tests.scripts import SCRIPTS, script
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "scripts"
+ROOT = SCRIPTS.parent
 SCRIPT = SCRIPTS / "gpu_check"
-
-
-def script(name: str) -> ModuleType:
-    path = next(path for path in (SCRIPTS / f"{name}.py", SCRIPTS / name) if path.is_file())
-    loader = SourceFileLoader(name, str(path))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(sys, "dont_write_bytecode", True)
-        sys.modules[name] = module  # where its dataclasses look for their annotations
-        loader.exec_module(module)
-    return module
-
 
 CASES = script("_gpu_cases")
 SMALL = [case for case in CASES.small_cases() if case.dtype == "float32"]
@@ -198,13 +181,89 @@ def test_an_engine_that_cannot_be_built_says_so(monkeypatch: pytest.MonkeyPatch)
     assert engines.printed(row).startswith("FAIL SAGAN, onnxruntime native")
 
 
+class Stub:
+    """A session that knows which engine it is of."""
+
+    def __init__(self, path: Path) -> None:
+        self.how = path.stem
+
+    def __enter__(self) -> Stub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The engines' script with nothing that exports, builds or runs; all passes."""
+    engines = script("_gpu_engines")
+    monkeypatch.setattr("edgeattn.export.export_model", lambda *_, **__: None)
+    monkeypatch.setattr("edgeattn.backends.open_session", Stub)
+    for name, value in {
+        "built": lambda model, engine, backend, how: SimpleNamespace(path=engine),
+        "described": lambda report: {"version": "10"},
+        "compared": lambda session, module, shape: {"passed": True},
+        "timed": lambda sessions, shape: {how: {"device_ms": float(len(sessions))} for how in sessions},
+    }.items():
+        monkeypatch.setattr(engines, name, value)
+    return engines
+
+
+def rows_of(engines: ModuleType, make: Any, folder: Path) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = engines.rows_of("tensorrt", "model", make, (1, 3, 8, 8), folder)
+    assert [row["attention"] for row in made] == ["native", "plugin"]
+    return made
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_an_engine_that_fails_is_not_timed(
+    wrong: bool, stubbed: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def compared(session: Stub, module: object, shape: object) -> dict[str, Any]:
+        if session.how == "plugin" and not wrong:
+            raise RuntimeError("enqueue failed")
+        return {"passed": session.how == "native"}
+
+    monkeypatch.setattr(stubbed, "compared", compared)
+    native, plugin = rows_of(stubbed, torch.nn.Identity, tmp_path)
+    assert native["passed"]
+    assert native["device_ms"] == 1
+    assert not plugin["passed"]
+    assert "device_ms" not in plugin
+    assert plugin.get("why") == (None if wrong else "RuntimeError: enqueue failed")
+
+
+@pytest.mark.parametrize("name", ["timed", "make"])
+def test_what_fails_for_a_model_fails_its_rows_only(
+    name: str, stubbed: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    if name == "timed":
+        monkeypatch.setattr(stubbed, name, fail)
+    made = rows_of(stubbed, fail if name == "make" else torch.nn.Identity, tmp_path)
+    assert [(row["passed"], row["why"]) for row in made] == [(False, "RuntimeError: no memory")] * 2
+
+
+def test_a_process_that_crashed_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = script("_gpu_engines")
+    monkeypatch.setattr(engines, "sys", SimpleNamespace(executable="false"))
+    (found,) = engines.engines(time.monotonic() + 60, ("tensorrt",))
+    assert found == {"rows": [], "notes": [], "crashes": ["tensorrt ended with 1: it said nothing"]}
+    assert not engines.sound(found)
+    assert engines.sound({"rows": [{"passed": True}], "notes": ["no time was left"], "crashes": []})
+    assert not engines.sound({"rows": [{"passed": False}]})
+
+
 def test_engines_are_left_out_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     engines = script("_gpu_engines")
     late = list(engines.engines(time.monotonic() - 1, ("tensorrt",)))
-    assert late == [{"rows": [], "notes": ["tensorrt: no time was left"]}]
+    assert late == [{"rows": [], "notes": ["tensorrt: no time was left"], "crashes": []}]
     monkeypatch.setattr(engines, "NEEDED", ("json", "no_such_package"))
     (found,) = engines.engines(time.monotonic() + 60)
-    assert found == {"rows": [], "notes": ["no engines: no_such_package not installed"]}
+    assert found == {"rows": [], "notes": ["no engines: no_such_package not installed"], "crashes": []}
     assert capsys.readouterr().out.splitlines() == ["tensorrt: no time was left", *found["notes"]]
 
 
@@ -230,6 +289,14 @@ def cells(line: str) -> list[str]:
 
 def test_without_results_the_tables_are_one_honest_line() -> None:
     assert script("gpu_table").tables({}).startswith("No GPU has run them yet: ")
+
+
+def test_an_engine_that_was_not_built_stays_beside_its_partner() -> None:
+    row = {"model": "SE", "backend": "tensorrt"}
+    failed = row | {"attention": "native", "passed": False, "why": "no memory"}
+    built = row | {"attention": "plugin", "passed": True, "version": "10", "plugins": [{}], "device_ms": 0.5}
+    assert list(script("gpu_table").engine_rows([failed, built])) == ["| SE, tensorrt 10 | failed | 0.5000 | - |"]
+    assert list(script("gpu_table").engine_rows([failed])) == ["| SE, tensorrt | failed | - | - |"]
 
 
 @pytest.mark.slow
