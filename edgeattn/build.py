@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +15,7 @@ from edgeattn.alone import Measured, fastest_forms
 from edgeattn.backends import backend_named, choose_backend
 from edgeattn.backends.base import BuildConfig, Session
 from edgeattn.build_report import LOW_PRECISIONS, SHORT_NAMES, BuildPlan, BuildReport, rebuild_command
-from edgeattn.data import Sample, batches
+from edgeattn.data import Dataset, Sample, batches, spread
 from edgeattn.engine import Engine, Sidecar, sidecar_path, write_engine
 from edgeattn.errors import GateError, UnsupportedError, UsageError
 from edgeattn.fuse import fuse
@@ -24,6 +23,7 @@ from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
 from edgeattn.lowering import BODY, PLUGIN, Plan
 from edgeattn.lowering.tensorrt import choose
+from edgeattn.metrics import task_with
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
 from edgeattn.parity.closeness import closeness, task_drops, too_far
 from edgeattn.precision.mixed import floating, typed_for
@@ -49,7 +49,9 @@ def plan_build(
     ranges: Ranges | None = None,
     samples: Iterable[Sample] | None = None,
 ) -> BuildPlan:
-    """Read, choose and type: everything up to the backend's own work, without writing anything.
+    """Read, choose and type: everything up to the backend's own work on the whole, without writing anything.
+
+    For TensorRT, attentions may be built and timed alone on the way; see `BuildConfig.attention`.
 
     `ranges` is what calibration observed of the graph, which INT8 needs; with `samples`, real ones, its weights are
     improved where that measurably helps.
@@ -107,9 +109,9 @@ def build_engine(
     without a GPU) the report says so.
 
     `ranges` is what calibration observed of the graph. Of `samples`, real ones that can be gone through several times,
-    the first 16 improve INT8 weights and the first 64 are compared on. An INT8 engine without any must only run and
-    give finite numbers, since random input says nothing about its accuracy. With `max_drop` the first 1,024 samples
-    also tell what is lost: by metric of the `task` (see `check_parity`) or `cosine`; of `sqnr` it is the least dB.
+    16 improve INT8 weights and 64 are compared on, from all over a folder. An INT8 engine without any must only run and
+    give finite numbers, since random input says nothing about its accuracy. With `max_drop` 1,024 samples also tell
+    what is lost: by metric of the `task` (see `check_parity`) or `cosine`; of `sqnr` it is the least dB.
 
     Raises:
         GateError: it computes something else, or loses more than it may; the old engine stays.
@@ -117,6 +119,7 @@ def build_engine(
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
+    _require_judgeable(max_drop or {}, samples)
     plan = plan_build(source, config, backend, ranges=ranges, samples=samples)
     for path in (output, sidecar_path(output)):
         files.output_file(path, *plan.source.files)
@@ -124,8 +127,7 @@ def build_engine(
     seconds = dict(plan.seconds)
     found: list[ParityReport] = []
     unchecked = "; ".join(module.missing()) if check else "switched off"
-    if max_drop and samples is None:
-        raise UsageError("how much accuracy drops is seen on real samples: give some")
+    unchecked += "; what it loses is not known" if unchecked and max_drop else ""
 
     def finish(engine: Engine) -> Sidecar:
         if unchecked:
@@ -141,9 +143,20 @@ def build_engine(
         with _timed(seconds, "compile"):
             engine = module.build(plan.typed, plan.config)
         with _timed(seconds, "write"):
-            sidecar = write_engine(_described(engine, plan, output, ranges), output, finish)
+            choice = ["--backend", plan.backend, *_judging(samples, max_drop or {}, task)]
+            sidecar = write_engine(
+                _described(engine, plan, rebuild_command(plan, output, choice), ranges), output, finish
+            )
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def _require_judgeable(max_drop: Mapping[str, float], samples: Iterable[Sample] | None) -> None:
+    """Refuse drops that nobody could see."""
+    if max_drop and samples is None:
+        raise UsageError("how much accuracy drops is seen on real samples: give some")
+    for metric in task_drops(max_drop):
+        task_with(metric)
 
 
 def _checked(
@@ -158,15 +171,18 @@ def _checked(
     report = check_parity(
         session,
         reference_from_graph(plan.source),
-        None if samples is None else batches(islice(samples, count), 1),
+        None if samples is None else batches(spread(samples, count), 1),
         plan.config.precision,
         seed=0,
         latency=False,
         task=task,
         max_drop=task_drops(max_drop),
     )
-    if reasons := [*report.reasons, *too_far(closeness(report.outputs), max_drop)]:
-        raise GateError(f"the engine does not say what the graph says: {'; '.join(reasons)}; see --no-check")
+    lost = [reason for metric in report.metrics for reason in metric.failures]
+    if wrong := [reason for reason in report.reasons if reason not in lost]:
+        raise GateError(f"the engine does not say what the graph says: {'; '.join(wrong)}; see --no-check")
+    if lost := [*lost, *too_far(closeness(report.outputs), max_drop)]:
+        raise GateError(f"the engine loses more than it may: {'; '.join(lost)}; see --keep and --best")
     return report
 
 
@@ -243,7 +259,20 @@ def _verified(sidecar: Sidecar, report: ParityReport, audit: Mapping[str, int]) 
     return dataclasses.replace(sidecar, precision=precision, verified=verified)
 
 
-def _described(engine: Engine, plan: BuildPlan, output: Path, ranges: Ranges | None) -> Engine:
+def _judging(samples: Iterable[Sample] | None, max_drop: Mapping[str, float], task: str | None) -> list[str]:
+    """What real samples said to a build, as options of another one."""
+    if not isinstance(samples, Dataset):
+        return []
+    drops = ",".join(f"{metric}={drop:g}" for metric, drop in max_drop.items())
+    return [
+        *["--data", str(samples.folder)],
+        *(["--recipe", "RECIPE.toml"] if samples.recipe else []),
+        *(["--max-drop", drops] if drops else []),
+        *(["--task", task] if task else []),
+    ]
+
+
+def _described(engine: Engine, plan: BuildPlan, rebuild: str, ranges: Ranges | None) -> Engine:
     """Add to a backend's sidecar what only the whole build knows."""
     source = plan.source
     settings = {
@@ -264,7 +293,7 @@ def _described(engine: Engine, plan: BuildPlan, output: Path, ranges: Ranges | N
             **{key: text for key, text in source.model.metadata_props.items() if key.startswith("edgeattn.")},
         },
         config={**settings, **engine.sidecar.config},
-        rebuild=rebuild_command(plan, output, ["--backend", plan.backend]),
+        rebuild=rebuild,
         provenance=record(source, plan.typed, plan.attention, plan.backend),
         edgeattn_version=__version__,
     )

@@ -17,7 +17,6 @@ from edgeattn.fuse import Missed
 from edgeattn.graph import Graph
 from edgeattn.inspect import AttentionInfo
 from edgeattn.parity import ParityReport
-from edgeattn.parity.findings import share
 from edgeattn.precision.mixed import floating
 from edgeattn.reports.text import number, table
 from edgeattn.tensors import format_shape, format_size
@@ -129,12 +128,13 @@ class BuildReport:
             return f"within the budget on samples that did not calibrate it: {kept}"
         if self.parity is None:
             return f"not run: {self.unchecked}"
+        lost = "".join(f"; {metric.change}" for metric in self.parity.metrics)
         if self.plan.config.precision != "int8":
-            return f"passed against the graph at {len(self.parity.shapes)} shape{'s' * (len(self.parity.shapes) > 1)}"
+            shapes = len(self.parity.shapes)
+            return f"passed against the graph at {shapes} shape{'s' * (shapes > 1)}{lost}"
         if not self.parity.samples:
             return "runs, and gives finite numbers on random input; give --data to see what INT8 costs on real samples"
         worst = min(output.sqnr_db for output in self.parity.outputs)
-        lost = "".join(f"; {metric.name} drops by {share(metric.drop)}" for metric in self.parity.metrics)
         return f"SQNR {number(worst)} dB against the graph on {self.parity.samples} samples{lost}"
 
     def to_json(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_an_engine_that_loses_more_than_it_may_replaces_nothing(model: Path) -> 
     output.write_bytes(b"the old one")
     drop = lost(model)
     assert 0.02 < drop < 0.4
-    with pytest.raises(GateError, match=r"top1 drops by .*, at most .* is allowed"):
+    with pytest.raises(GateError, match=r"loses more than it may: top1 drops by .*, at most .* is allowed"):
         clipped(model, top1=drop - 0.015)
     assert output.read_bytes() == b"the old one"
     report = clipped(model, top1=drop + 0.015)

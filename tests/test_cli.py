@@ -121,6 +121,8 @@ def test_trtexec_names_are_understood(model: Path) -> None:
         (["build", "model.onnx", "--best", "--dry-run"], 2, "leave --dry-run out"),
         (["build", "model.onnx", "--max-builds", "3"], 2, "about the search: give --best"),
         (["build", "model.onnx", "--fp16", "--max-drop", "top1=1%"], 2, "give --data DIR"),
+        (["build", "model.onnx", "--best", "--task", "detection"], 2, "give --data DIR"),
+        (["build", "model.onnx", "--data", "d", "--max-drop", "top1=1%", "--no-check"], 2, "leave --no-check out"),
         (["build", "model.onnx", "--shapes", "x:1x7x8", "--max-shapes", "x:2x7x8"], 2, "--shapes is"),
         (["build", "model.onnx", "--max-shapes", "x:99999999999x7x8"], 2, "at most 2147483647 elements"),
         (["inspect", "."], 5, "it is a folder"),

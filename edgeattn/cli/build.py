@@ -130,8 +130,10 @@ def _refuse_contradictions(args: argparse.Namespace, best: bool) -> None:
         raise UsageError("--best finds out itself what is in INT8: leave --int8, --ranges and --keep out")
     if not best and args.max_builds:
         raise UsageError("--max-builds is about the search: give --best")
-    if args.max_drop and not args.data:
+    if (args.max_drop or args.task) and not args.data:
         raise UsageError("how much accuracy drops is seen on real samples: give --data DIR")
+    if args.max_drop and args.no_check:
+        raise UsageError("--max-drop is what the check holds an engine to: leave --no-check out")
     if args.ranges and args.calibration_method:
         raise UsageError("--ranges were found by a method already: leave --calibration-method out")
     if best and args.dry_run:

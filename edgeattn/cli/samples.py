@@ -59,10 +59,7 @@ def observed(
             ranges = dataclasses.replace(ranges, tensors=tensors)
     elif data and config.precision not in ("", "float32"):
         ranges = calibrate(graph, data, settings, progress=progress)
-    drops = args.max_drop or settings.acceptance
-    if drops and data is None:
-        print("edgeattn: the recipe's [acceptance] is judged on real samples: give --data DIR", file=sys.stderr)
-    return config, ranges, data, drops if data else {}
+    return config, ranges, data, _allowed(args, settings) if data else {}
 
 
 def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[BuildConfig, Budget | None]:
@@ -70,14 +67,21 @@ def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tu
     from edgeattn.search import Budget
 
     if args.data is None:
-        if args.max_drop or args.task or args.max_builds or (args.recipe and not args.fold_preprocess):
+        if args.max_builds or (args.recipe and not args.fold_preprocess):
             raise UsageError("how much accuracy drops is seen on real samples: give --data DIR")
+        _samples(args, graph, config)
         return config, None
     data, settings = _samples(args, graph, config)
     assert data is not None
     config = dataclasses.replace(config, layer_precisions=dict.fromkeys(settings.keep, "float32"))
-    drops = args.max_drop or settings.acceptance
-    return config, Budget(data, drops, args.task, args.max_builds or Budget.builds, settings, args.recipe)
+    return config, Budget(
+        data, _allowed(args, settings), args.task, args.max_builds or Budget.builds, settings, args.recipe
+    )
+
+
+def _allowed(args: argparse.Namespace, settings: CalibrationSettings) -> Mapping[str, float]:
+    """What accuracy may drop by."""
+    return args.max_drop or settings.acceptance
 
 
 def _samples(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[Dataset | None, CalibrationSettings]:
@@ -94,8 +98,10 @@ def _samples(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tup
     if args.calibration_method:
         settings = dataclasses.replace(settings, method=args.calibration_method)
     if not args.data:
+        if settings.acceptance:
+            print("edgeattn: the recipe's [acceptance] is judged on real samples: give --data DIR", file=sys.stderr)
         return None, settings
     profile = resolve_profile(graph.inputs, config.min_shapes, config.opt_shapes, config.max_shapes)
     specs = [TensorSpec(spec.name, spec.dtype, profile[spec.name].opt) for spec in graph.inputs]
-    boxes = args.task == "detection" or (args.task is None and any("map" in name for name in args.max_drop or ()))
+    boxes = args.task == "detection" or (args.task is None and any("map" in name for name in _allowed(args, settings)))
     return open_data(args.data, specs, recipe, prefer="boxes" if boxes else "masks"), settings

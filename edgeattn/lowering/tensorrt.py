@@ -109,10 +109,12 @@ def give_codes(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
     Returns:
         The graph, and a note on each gate that would, but has no such kernel here.
     """
-    edited, notes = graph.copy(), []
+    notes: list[str] = []
+    if not any(map(_is_gate, graph.model.graph)):
+        return graph, ()
+    edited = graph.copy()
     main = edited.model.graph
-    gates = [node for node in main if node.domain == DOMAIN and node.op_type in PLUGINS - {ATTENTION}]
-    for node in gates:
+    for node in filter(_is_gate, list(main)):
         last = quantiser(node)
         why = obstacle(in_codes(request_of(node))) if last is not None else ""
         if why:
@@ -120,7 +122,11 @@ def give_codes(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
         elif last is not None:
             absorb(main, node, last)
             node.attributes["codes"] = ir.AttrInt64("codes", 1)
-    return (edited if gates else graph), tuple(notes)
+    return edited, tuple(notes)
+
+
+def _is_gate(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type in PLUGINS - {ATTENTION}
 
 
 def repeat_shared_heads(model: ir.Model, node: ir.Node) -> None:

@@ -117,8 +117,12 @@ class MetricParity:
         """What is wrong in words; nothing where the drop is within its bound or has none."""
         if self.max_drop is None or self.drop <= self.max_drop + ROUNDING:
             return ()
-        verb = "rises" if self.name in ERRORS else "drops"
-        return (f"{self.name} {verb} by {share(self.drop)}, at most {share(self.max_drop)} is allowed",)
+        return (f"{self.change}, at most {share(self.max_drop)} is allowed",)
+
+    @property
+    def change(self) -> str:
+        """The drop in words."""
+        return f"{self.name} {'rises' if self.name in ERRORS else 'drops'} by {share(self.drop)}"
 
     @property
     def standing(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeattn.backends.base import Session
 from edgeattn.batches import at_opt, batch_size, joined_range
 from edgeattn.calibrate.settings import CalibrationSettings
-from edgeattn.data import Dataset, Sample, batches
+from edgeattn.data import Dataset, Sample, batches, evenly
 from edgeattn.errors import UsageError
 from edgeattn.metrics import task_with
 from edgeattn.parity import Reference, check_parity
@@ -74,7 +74,7 @@ class Budget:
         return self._part(0, CALIBRATING), self._part(1, JUDGING)
 
     def _part(self, start: int, most: int) -> Dataset:
-        return dataclasses.replace(self.data, files=self.data.files[start::2][:most], bad=[])
+        return dataclasses.replace(self.data, files=evenly(self.data.files[start::2], most), bad=[])
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _failures(metric: MetricParity) -> Iterator[str]:
     error = (high - low) / 4  # 95 % lie within two of them to each side
     if metric.max_drop is not None and not metric.failures and metric.drop + error > metric.max_drop + ROUNDING:
         yield (
-            f"{metric.name} drops by {share(metric.drop)} with a standard error of {share(error)} on {metric.samples} "
-            f"samples, at most {share(metric.max_drop)} is allowed"
+            f"{metric.change} with a standard error of {share(error)} on {metric.samples} samples, "
+            f"at most {share(metric.max_drop)} is allowed"
         )
 
 
