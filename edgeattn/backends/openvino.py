@@ -92,7 +92,7 @@ def load(engine: Engine, profiling: bool = False) -> Session:
 
     Raises:
         EngineMismatchError: it was built by another release or for another platform.
-        InputError: OpenVINO does not read the plan.
+        InputError: OpenVINO does not read the plan, or the plan is not what the sidecar says.
     """
     sidecar = engine.sidecar
     require_match(sidecar, "OpenVINO", [sidecar.backend_version], _release())
@@ -135,7 +135,11 @@ def _give_names(model: ov.Model, graph: Graph) -> None:
 
 def _names(ports: Sequence[ov.Output], known: Collection[str]) -> list[str]:
     """What the graph calls a model's inputs; one that is only passed on goes by other names too."""
-    return [next(name for name in known if name in port.names) for port in ports]
+    names = [next((name for name in known if name in port.names), "") for port in ports]
+    if "" in names:
+        own = ", ".join(port.any_name for port in ports)
+        raise InputError(f"the sidecar describes another engine: it says {', '.join(known)}, the engine has {own}")
+    return names
 
 
 def _runner(request: ov.InferRequest, read: list[str], names: list[str]) -> Runner:
