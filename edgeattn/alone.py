@@ -28,7 +28,7 @@ from edgeattn.normalise import settle_shapes
 from edgeattn.ops.base import DOMAIN
 from edgeattn.precision.mixed import floating, typed_for
 from edgeattn.precision.ranges import Ranges
-from edgeattn.profile.paired import ratio
+from edgeattn.profile.paired import fastest
 from edgeattn.profile.timing import Turns, turn
 from edgeattn.tensors import random_feeds, resolve_profile
 
@@ -40,7 +40,6 @@ __all__ = ["Measured", "cut_out", "fastest_forms", "sized", "timer"]
 ROUNDS = 15
 ROUND_S = 0.1  # for each form
 WARMUP_S = 0.2
-MIN_GAIN = 0.01  # less is not worth leaving the planned form for
 
 # What was measured in this process, by the graphs that were built and how: a search builds them many times.
 _known: dict[tuple[str, ...], Measured] = {}
@@ -234,8 +233,9 @@ def _raced(forms: Sequence[str], opened: Callable[[str], Session]) -> Measured:
         for _ in range(ROUNDS):
             for form, call in calls.items():
                 turns[form].append(call(ROUND_S))
-    ms = {form: statistics.median(map(statistics.median, own)) / 1e6 for form, own in turns.items()}
-    return Measured(_fastest(turns), ms, failures, device)
+    times = {form: tuple(statistics.median(runs) / 1e6 for runs in own) for form, own in turns.items()}
+    ms = {form: statistics.median(own) for form, own in times.items()}
+    return Measured(fastest(times), ms, failures, device)
 
 
 def _ready(stack: contextlib.ExitStack, opened: Callable[[str], Session], form: str) -> Session | str:
@@ -265,16 +265,6 @@ def timer(session: Session) -> Callable[[float], list[int]]:
         return found
 
     return times
-
-
-def _fastest(turns: Mapping[str, Turns]) -> str:
-    """The form that no later one beats: by 1 % in the median round, and at all with 95 % confidence."""
-    best, *others = turns
-    for form in others:
-        middle, (_, high) = ratio(turns[form], turns[best])
-        if middle <= 1 - MIN_GAIN and high < 1:
-            best = form
-    return best
 
 
 def _how(form: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 
 from edgeattn.profile.report import Interval
 from edgeattn.profile.timing import Turns
 
-__all__ = ["difference_ms", "median_bounds", "ratio"]
+__all__ = ["MIN_GAIN", "Times", "beats", "difference_ms", "fastest", "median_bounds", "ratio", "ratios"]
 
 TAIL = 0.025  # of the chance, outside of each bound
+MIN_GAIN = 0.01  # less is not worth leaving the first choice for
+
+Times = tuple[float, ...]  # of the median run of each round; of short runs the fastest are luck
 
 
 def ratio(one: Turns, other: Turns) -> tuple[float, Interval]:
@@ -46,3 +49,23 @@ def median_bounds(values: Sequence[float]) -> Interval:
         chance += comb(count, k) / 2**count
     ordered = sorted(values)
     return ordered[k - 1], ordered[-k]
+
+
+def fastest(times: Mapping[str, Times]) -> str:
+    """The name that no later one beats beyond the noise."""
+    best, *others = times
+    for name in others:
+        if beats(times[name], times[best]):
+            best = name
+    return best
+
+
+def beats(new: Times, old: Times) -> bool:
+    """Whether it is faster beyond the noise: by 1 % in the median round, and at all with 95 % confidence."""
+    found = ratios(new, old)
+    return statistics.median(found) <= 1 - MIN_GAIN and median_bounds(found)[1] < 1
+
+
+def ratios(one: Times, other: Times) -> list[float]:
+    """What one takes of the other's time, in each round, the least first."""
+    return sorted(own / against for own, against in zip(one, other, strict=True))

@@ -19,12 +19,12 @@ from edgeattn.graph import Graph, load_graph, save_graph
 from edgeattn.images import plain_recipe
 from edgeattn.parity import reference_from_graph
 from edgeattn.precision.ranges import Ranges, load_ranges, save_ranges
+from edgeattn.profile.paired import fastest
 from edgeattn.search.budget import Budget, Judge
 from edgeattn.search.candidates import Candidate, candidates, lowered
 from edgeattn.search.groups import groups
 from edgeattn.search.journal import Journal, journal
 from edgeattn.search.refine import refine
-from edgeattn.search.timing import fastest
 from edgeattn.search.trial import Trial
 
 __all__ = ["Budget", "build_best", "candidates", "fastest"]

@@ -8,15 +8,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from edgeattn.backends.base import Progress
 from edgeattn.profile import measure
-from edgeattn.profile.paired import median_bounds
+from edgeattn.profile.paired import MIN_GAIN, Times, fastest, ratios
 
 FEWEST_ROUNDS = 6  # by luck alone, one of two equals wins all of them once in 64 times
 ROUNDS = (15, 30, 60)  # after which it is asked whether the fastest is known
 ROUND_S = 0.1  # for each engine
 BUDGET_S = 60.0  # of measuring, after which the fewest rounds are enough
-MIN_GAIN = 0.01  # less is not worth leaving the first choice for
-
-Times = tuple[float, ...]  # milliseconds of the median run of each round; of short runs the fastest are luck
 
 
 def timed(
@@ -43,38 +40,18 @@ def _is_settled(times: Mapping[str, Times]) -> bool:
     if not times:
         return True
     best = times[fastest(times)]
-    return all(statistics.median(_ratios(own, best)) > 1 - MIN_GAIN for own in times.values())
-
-
-def fastest(times: Mapping[str, Times]) -> str:
-    """The name that no later one beats beyond the noise."""
-    best, *others = times
-    for name in others:
-        if beats(times[name], times[best]):
-            best = name
-    return best
-
-
-def beats(new: Times, old: Times) -> bool:
-    """Whether it is faster beyond the noise: by 1 % in the median round, and at all with 95 % confidence."""
-    ratios = _ratios(new, old)
-    return statistics.median(ratios) <= 1 - MIN_GAIN and median_bounds(ratios)[1] < 1
-
-
-def _ratios(one: Times, other: Times) -> list[float]:
-    """What one takes of the other's time, in each round, the least first."""
-    return sorted(own / against for own, against in zip(one, other, strict=True))
+    return all(statistics.median(ratios(own, best)) > 1 - MIN_GAIN for own in times.values())
 
 
 def verdict(name: str, names: Sequence[str], times: Mapping[str, Times], best: str) -> str:
     """Why one of `names` won or lost, by its ratio to the winner in each round."""
     if name == best:
-        rivals = [statistics.median(_ratios(times[other], times[best])) for other in names if other != best]
+        rivals = [statistics.median(ratios(times[other], times[best])) for other in names if other != best]
         if not rivals:
             return "chosen: the only one" + (" within the budget" if len(times) > 1 else "")
         return (
             f"chosen: the next takes {min(rivals):.2f} times as long{', within the noise' if min(rivals) < 1 else ''}"
         )
-    found = _ratios(times[name], times[best])
+    found = ratios(times[name], times[best])
     within = " and comes later: no faster beyond the noise" if statistics.median(found) < 1 else ""
     return f"{statistics.median(found):.2f} times the chosen ({found[0]:.2f} to {found[-1]:.2f}){within}"

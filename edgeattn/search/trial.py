@@ -13,10 +13,11 @@ from edgeattn.backends import open_session
 from edgeattn.backends.base import Progress
 from edgeattn.build import BuildReport
 from edgeattn.errors import EdgeAttnError, InputError, UsageError, one_line
+from edgeattn.profile.paired import Times, beats, fastest
 from edgeattn.search.budget import Accuracy, Judge
 from edgeattn.search.candidates import Candidate
 from edgeattn.search.journal import Journal
-from edgeattn.search.timing import Times, beats, fastest, timed, verdict
+from edgeattn.search.timing import timed, verdict
 from edgeattn.tensors import random_feeds
 
 
