@@ -23,9 +23,8 @@ from edgeattn.graph import Graph, dtype_name, load_graph
 from edgeattn.inspect import AttentionInfo, attention_in
 from edgeattn.lowering import BODY, PLUGIN, Plan
 from edgeattn.lowering.tensorrt import choose
-from edgeattn.metrics import task_with
 from edgeattn.parity import ParityReport, check_parity, reference_from_graph
-from edgeattn.parity.closeness import closeness, task_drops, too_far
+from edgeattn.parity.closeness import closeness, require_judgeable, task_drops, too_far
 from edgeattn.precision.mixed import floating, typed_for
 from edgeattn.precision.ranges import Ranges
 from edgeattn.profile.provenance import record
@@ -119,7 +118,7 @@ def build_engine(
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
-    _require_judgeable(max_drop or {}, samples)
+    require_judgeable(max_drop or {}, samples)
     plan = plan_build(source, config, backend, ranges=ranges, samples=samples)
     for path in (output, sidecar_path(output)):
         files.output_file(path, *plan.source.files)
@@ -149,14 +148,6 @@ def build_engine(
             )
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
-
-
-def _require_judgeable(max_drop: Mapping[str, float], samples: Iterable[Sample] | None) -> None:
-    """Refuse drops that nobody could see."""
-    if max_drop and samples is None:
-        raise UsageError("how much accuracy drops is seen on real samples: give some")
-    for metric in task_drops(max_drop):
-        task_with(metric)
 
 
 def _checked(

@@ -87,6 +87,30 @@ def test_without_samples_nothing_can_be_held(model: Path) -> None:
         build_engine(model, model.with_suffix(".engine"), backend="onnxruntime", max_drop={"top1": 0.1})
 
 
+def test_samples_without_labels_are_refused_before_any_work(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setattr("edgeattn.calibrate.calibrate", lambda *_, **__: pytest.fail("calibrated"))
+    for path in Path("data").iterdir():
+        np.savez(path, x=np.load(path)["x"])
+    Path("r.toml").write_text('[acceptance]\ntop1 = "1%"\n')
+    data = open_data(Path("data"), load_graph(model).inputs)
+    words = ["build", "m.onnx", "-q", "--backend", "onnxruntime", "--data", "data"]
+    for how in (
+        ["--int8", "--recipe", "r.toml"],
+        ["--best", "--max-drop", "top1=1%"],
+        ["--max-drop", "cosine=1%,top1=1%"],
+    ):
+        assert main([*words, *how]) == 2
+        said = capsys.readouterr().err
+        assert "a top1 drop cannot be judged: it needs labels that are classes" in said
+        assert "000.npz has no label" in said
+    with pytest.raises(UsageError, match="has no label"):
+        build_engine(model, model.with_suffix(".engine"), backend="onnxruntime", samples=data, max_drop={"top1": 0.1})
+    assert not Path("m.engine").exists()
+
+
 def test_the_recipe_says_what_may_be_lost_and_the_command_line_overrules_it(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 import zlib
@@ -26,8 +27,9 @@ from onnx_ir.passes import common
 from edgeattn import __version__, files
 from edgeattn.backends import onnxruntime
 from edgeattn.backends.base import Progress, silent
+from edgeattn.calibrate.look import Look, observed_shapes, open_look
 from edgeattn.calibrate.observers import Seen, merge, nothing, observe
-from edgeattn.calibrate.probes import Look, bytes_observed, open_look, probes
+from edgeattn.calibrate.probes import probes
 from edgeattn.calibrate.settings import CalibrationSettings, load_calibration
 from edgeattn.calibrate.shards import Partial, finish, load_partial, merge_shards, save_partial
 from edgeattn.data import Dataset, Recipe, Sample, batches, open_data
@@ -121,7 +123,8 @@ def calibrate_shard(
         raise UsageError(f"there is no shard {k}/{n}; expected K/N with 1 <= K <= N")
     if lacking := onnxruntime.missing():
         raise MissingDependencyError(f"activations cannot be observed: {lacking[0]}")
-    first = next(iter(data))
+    size = _batch(graph)
+    fed = {name: _filled(array, size).shape for name, array in next(iter(data)).feeds.items()}
     progress("preparing the graph", None)
     expanded = observed_graph(graph)
     plan = probes(expanded.model.graph)
@@ -133,11 +136,10 @@ def calibrate_shard(
     }
     start = Partial(about, names, nothing(len(names), settings.method != "minmax"), shard)
     found = _resumed(start, state, progress) if state is not None and state.exists() else start
-    shapes = {name: array.shape for name, array in first.feeds.items()}
-    cpus = len(os.sched_getaffinity(0))
-    workers = int(max(1, min(cpus, MEMORY_BYTES // max(1, bytes_observed(expanded, plan.observed, shapes)))))
-    look = open_look(expanded, plan.observed, max(1, cpus // workers))
-    size = _batch(graph)
+    shapes = observed_shapes(expanded, plan.observed, fed)
+    cpus, bytes_observed = len(os.sched_getaffinity(0)), 4 * sum(map(math.prod, shapes.values()))
+    workers = max(1, min(cpus, MEMORY_BYTES // max(1, bytes_observed)))
+    look = open_look(expanded, plan.observed, shapes, max(1, cpus // workers))
     groups = [chosen[place : place + size] for place in range(0, len(chosen), size)]
     run = _Run(data, look, {name: plan.observed[name] for name in names}, size, workers, len(groups))
     return run.over(groups[k - 1 :: n], found, state, progress)

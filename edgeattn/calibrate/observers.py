@@ -7,6 +7,7 @@ depend on how samples were split or in which order they came.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,46 +76,51 @@ def observe(
     Raises:
         InputError: a value is nan or plus infinity; says which tensor's.
     """
-    flat = [array.reshape(-1) for array in values.values()]
-    ends = [_ends(x, floors[name]) for name, x in zip(values, flat, strict=True)]
-    low, high = np.array(ends, np.float64).reshape(-1, 2).T
-    for place in np.flatnonzero(np.isneginf(low)):
-        flat[place] = flat[place][flat[place] != -np.inf]
-        low[place] = np.minimum.reduce(flat[place], initial=np.inf)
-    if (broken := np.flatnonzero(np.isnan(high) | np.isnan(low) | np.isposinf(high))).size:
-        raise InputError(f"value {list(values)[broken[0]]!r} holds {high[broken[0]]}")
-    seen = Seen(low, high, before.exponent, before.counts[:, :0])
-    return _counted(seen, flat, start, runs) if before.counts.size else seen
+    ends: list[tuple[float, float]] = []
+    taken: dict[int, Array] = {}
+    for place, (name, array) in enumerate(values.items()):
+        flat = array.reshape(-1)
+        low, high = _ends(flat, floors[name])
+        if low == -math.inf:
+            flat = flat[flat != -np.inf]
+            low = np.minimum.reduce(flat, initial=np.inf)
+        if math.isnan(high) or math.isnan(low) or high == math.inf:
+            raise InputError(f"value {name!r} holds {high}")
+        ends.append((low, high))
+        if before.counts.size and (start + place) % _turns(flat.size, runs) == 0:
+            taken[place] = _some(flat, start)  # while it is in the cache
+    least, most = np.array(ends, np.float64).reshape(-1, 2).T
+    seen = Seen(least, most, before.exponent, before.counts[:, :0])
+    return _counted(seen, taken) if before.counts.size else seen
 
 
 def _ends(values: Array, floor: float | None) -> tuple[float, float]:
-    """The least and the largest value, part by part, since the second pass over a part finds it in the cache."""
-    ends = []
-    for first in range(0, values.size, _PART):
-        part = values[first : first + _PART]
-        ends.append((np.minimum.reduce(part) if floor is None else floor, np.maximum.reduce(part)))
+    """The least and the largest value; of both, part by part, since the second pass over it finds it in the cache."""
+    if floor is not None:
+        return floor, np.maximum.reduce(values, initial=-np.inf)
+    parts = [values[first : first + _PART] for first in range(0, values.size, _PART)]
+    ends = [(np.minimum.reduce(part), np.maximum.reduce(part)) for part in parts]
     if len(ends) == 1:
         return ends[0]
-    low, high = np.array(ends, np.float64).reshape(-1, 2).T
-    return np.minimum.reduce(low, initial=np.inf), np.maximum.reduce(high, initial=-np.inf)
+    both: Array = np.array(ends).reshape(-1, 2)
+    return np.minimum.reduce(both[:, 0], initial=np.inf), np.maximum.reduce(both[:, 1], initial=-np.inf)
 
 
-def _counted(seen: Seen, flat: list[Array], start: int, runs: int) -> Seen:
-    """With a histogram of some of the values of some tensors, whose bins are wide enough for all of them."""
+def _counted(seen: Seen, taken: Mapping[int, Array]) -> Seen:
+    """With a histogram of the values that were taken of some tensors, whose bins are wide enough for all of them."""
     peak = seen.peak()
     needed = np.frexp(np.maximum(peak, 0))[1] - (BINS.bit_length() - 1)
     exponent = np.maximum(seen.exponent, np.where(peak > 0, needed, _LEAST_EXPONENT))
-    counts = np.zeros((len(flat), BINS), np.int64)
-    chosen = [place for place, x in enumerate(flat) if (start + place) % _turns(x.size, runs) == 0]
+    counts = np.zeros((len(peak), BINS), np.int64)
+    chosen = list(taken)
     for first in range(0, len(chosen), _TOGETHER):
         places = chosen[first : first + _TOGETHER]
-        taken = [_some(flat[place], start) for place in places]
-        sizes = [x.size for x in taken]
-        magnitudes = np.abs(np.concatenate(taken, dtype=np.float32))
+        sizes = [taken[place].size for place in places]
+        magnitudes = np.abs(np.concatenate([taken[place] for place in places], dtype=np.float32))
         magnitudes *= np.repeat(np.exp2(-exponent[places]).astype(np.float32), sizes)
         bins = magnitudes.astype(np.intp)
-        bins += np.repeat(np.arange(len(taken)) * BINS, sizes)
-        counts[places] = np.bincount(bins, minlength=len(taken) * BINS).reshape(-1, BINS)
+        bins += np.repeat(np.arange(len(places)) * BINS, sizes)
+        counts[places] = np.bincount(bins, minlength=len(places) * BINS).reshape(-1, BINS)
     return Seen(seen.min, seen.max, exponent, counts)
 
 

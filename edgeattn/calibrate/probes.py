@@ -1,4 +1,4 @@
-"""Which values of a graph calibration looks at, and the session that shows them.
+"""Which values of a graph calibration looks at.
 
 Every value that leaves a runtime costs: it must be stored, and what would have been fused with its reader is not. So
 each is looked at once, where that hinders least, and what follows from it is computed.
@@ -7,35 +7,23 @@ each is looked at once, where that hinders least, and what follows from it is co
 from __future__ import annotations
 
 import math
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 
-from edgeattn.errors import InferenceError, UnsupportedError, one_line
-from edgeattn.graph import Graph, with_profile
-from edgeattn.normalise import infer_types
 from edgeattn.ops.walk import behind
 from edgeattn.precision.signatures import constant, op
-from edgeattn.tensors import ShapeRange
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
-
-    from edgeattn.tensors import Array, Feeds, Shape
+    pass
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BOUNDS = frozenset({"Relu", "Clip"})
 WEIGHTS = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})  # make numbers from 0 to 1
-CHANNEL_BLOCK = 16  # the largest in which ONNX Runtime lays out channels
-Look = Callable[["Feeds"], "dict[str, Array]"]
 
 
 @dataclass(frozen=True)
@@ -173,92 +161,3 @@ def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
             factor = number if kind == "Mul" else 1 / number if number else 0.0
             return (source, factor) if math.isfinite(factor) and 1e-30 < abs(factor) < 1e30 else None
     return None
-
-
-def bytes_observed(graph: Graph, names: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
-    """How many bytes the values of one run take, for inputs of these shapes; as far as that can be inferred."""
-    fixed = with_profile(graph, {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()})
-    infer_types(fixed.model)
-    made = (value for node in fixed.model.graph for value in node.outputs if value.name in names)
-    dims = [value.shape.dims for value in made if value.shape is not None]
-    return sum(4 * math.prod(each) for each in dims if all(isinstance(dim, int) for dim in each))  # type: ignore[misc]
-
-
-def open_look(graph: Graph, names: Mapping[str, Any], threads: int) -> Look:
-    """Open a session in ONNX Runtime that gives the values of these names.
-
-    Returns:
-        A function of the feeds, which several threads may call. Of some values, the elements come in another order.
-
-    Raises:
-        UnsupportedError: ONNX Runtime cannot run the graph.
-    """
-    shown = graph.copy()
-    main = shown.model.graph
-    inputs = [value.name or "" for value in main.inputs if value.name in names]
-    made = [value for node in main for value in node.outputs if value.name in names]
-    main.outputs.extend(value for value in made if not value.is_graph_output())
-    try:
-        session, fetches = _opened(shown, [value.name or "" for value in made], threads)
-    except Exception as err:
-        raise UnsupportedError(f"ONNX Runtime cannot run the graph to observe it: {one_line(err)}") from err
-
-    def look(feeds: Feeds) -> dict[str, Array]:
-        try:
-            arrays = session.run(list(fetches.values()), dict(feeds))
-        except Exception as err:
-            raise InferenceError(f"ONNX Runtime failed: {one_line(err)}") from err
-        return {name: feeds[name] for name in inputs} | dict(zip(fetches, arrays, strict=True))
-
-    return look
-
-
-def _opened(graph: Graph, names: list[str], threads: int) -> tuple[ort.InferenceSession, dict[str, str]]:
-    """A session, and the output to fetch for each value.
-
-    ONNX Runtime computes convolutions with channels in blocks and would reorder every value that leaves. So the graph
-    as it has optimised it is made to give the values in blocks, and opened once more: where these are full, nothing
-    else is in them.
-    """
-    import onnxruntime as ort
-
-    options = _options(threads)
-    if not graph.op_counts()["Conv"]:
-        session = ort.InferenceSession(graph.serialized, options, ["CPUExecutionProvider"])
-        return session, {name: name for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "optimised.onnx")
-        options.optimized_model_filepath = path
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        ort.InferenceSession(graph.serialized, options, ["CPUExecutionProvider"])
-        optimised = onnx.load(path, load_external_data=False)
-        fetches = _without_reordering(optimised.graph, names)
-        onnx.save(optimised, path)
-        options = _options(threads)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return ort.InferenceSession(path, options, ["CPUExecutionProvider"]), fetches
-
-
-def _options(threads: int) -> ort.SessionOptions:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    return options
-
-
-def _without_reordering(graph: onnx.GraphProto, names: list[str]) -> dict[str, str]:
-    """Let an optimised graph give values as they are inside; returns the output to fetch for each."""
-    readers = Counter(name for node in graph.node for name in node.input)
-    fetches = {name: name for name in names}
-    types = {value.name: value.type.tensor_type.elem_type for value in graph.output}
-    for node in [node for node in graph.node if node.op_type == "ReorderOutput"]:
-        channels = next((item.i for item in node.attribute if item.name == "channels"), 1)
-        if node.output[0] in fetches and not readers[node.output[0]] and channels % CHANNEL_BLOCK == 0:
-            fetches[node.output[0]] = node.input[0]
-            graph.node.remove(node)
-    del graph.output[:]
-    for name in dict.fromkeys(fetches.values()):
-        graph.output.add(name=name).type.tensor_type.elem_type = types.get(name, onnx.TensorProto.FLOAT)
-    return fetches

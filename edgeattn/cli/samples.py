@@ -42,9 +42,12 @@ def observed(
     """
     from edgeattn.calibrate import calibrate
     from edgeattn.folding import feeding_recipe, folded_name
+    from edgeattn.parity.closeness import require_judgeable
     from edgeattn.precision.ranges import load_ranges, require_fresh
 
     data, settings = _samples(args, graph, config)
+    drops = _allowed(args, settings) if data else {}
+    require_judgeable(drops, data)
     high = config.rest if config.precision == "int8" else "float32"
     config = dataclasses.replace(config, layer_precisions=dict.fromkeys([*settings.keep, *args.keep], high))
     ranges = None
@@ -59,7 +62,7 @@ def observed(
             ranges = dataclasses.replace(ranges, tensors=tensors)
     elif data and config.precision not in ("", "float32"):
         ranges = calibrate(graph, data, settings, progress=progress)
-    return config, ranges, data, _allowed(args, settings) if data else {}
+    return config, ranges, data, drops
 
 
 def budget_of(args: argparse.Namespace, graph: Graph, config: BuildConfig) -> tuple[BuildConfig, Budget | None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from edgeattn.data import Sample
+from edgeattn.errors import UsageError
+from edgeattn.metrics import task_named, task_with
 from edgeattn.parity.findings import OutputParity
 from edgeattn.reports.text import number
 
-__all__ = ["CLOSENESS", "closeness", "task_drops", "too_far"]
+__all__ = ["CLOSENESS", "closeness", "require_judgeable", "task_drops", "too_far"]
 
 CLOSENESS = ("cosine", "sqnr")
 
@@ -32,3 +35,18 @@ def too_far(near: Mapping[str, float], max_drop: Mapping[str, float]) -> Iterato
 def task_drops(max_drop: Mapping[str, float]) -> dict[str, float]:
     """What metrics of a task may drop by: all but closeness."""
     return {metric: drop for metric, drop in max_drop.items() if metric not in CLOSENESS}
+
+
+def require_judgeable(max_drop: Mapping[str, float], samples: Iterable[Sample] | None) -> None:
+    """Refuse drops that samples cannot show, before any work.
+
+    Raises:
+        UsageError: there are no samples; a metric is of no task, or needs labels, and the first sample has none.
+    """
+    if max_drop and samples is None:
+        raise UsageError("how much accuracy drops is seen on real samples: give some")
+    tasks = {metric: task_named(task_with(metric)) for metric in task_drops(max_drop)}
+    first = next(iter(samples), None) if samples is not None and tasks else None
+    if first is not None and first.label is None:
+        metric, task = next(iter(tasks.items()))
+        raise UsageError(f"a {metric} drop cannot be judged: it needs {task.NEEDS}, and {first.name} has no label")

@@ -14,9 +14,8 @@ from edgeattn.batches import at_opt, batch_size, joined_range
 from edgeattn.calibrate.settings import CalibrationSettings
 from edgeattn.data import Dataset, Sample, batches, evenly
 from edgeattn.errors import UsageError
-from edgeattn.metrics import task_with
 from edgeattn.parity import Reference, check_parity
-from edgeattn.parity.closeness import CLOSENESS, closeness, task_drops, too_far
+from edgeattn.parity.closeness import closeness, require_judgeable, task_drops, too_far
 from edgeattn.parity.findings import ROUNDING, MetricParity, share
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ class Budget:
     def __post_init__(self) -> None:
         if not self.max_drop:
             raise UsageError("how much may accuracy drop? say it, such as --max-drop top1=0.5% or cosine=0.1%")
-        for metric in self.max_drop:
-            if metric not in CLOSENESS:
-                task_with(metric)
+        require_judgeable(self.max_drop, self.data)
         if len(self.data) < 2:
             raise UsageError(
                 f"{self.data.folder} has one sample; at least two are needed: one half calibrates, the other judges"

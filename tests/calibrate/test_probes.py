@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from edgeattn.calibrate.probes import Derived, Probes, bytes_observed, open_look, probes
+from edgeattn.calibrate.look import observed_shapes, open_look
+from edgeattn.calibrate.probes import Derived, Probes, probes
 from edgeattn.graph import Graph
 from edgeattn.normalise import infer_types
 from tests.graphs import FLOAT, graph_of, self_attention
@@ -105,9 +107,17 @@ def feeds_of(graph: Graph) -> dict[str, Any]:
     return {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in graph.inputs}
 
 
+def look(graph: Graph, plan: Probes, feeds: dict[str, Any]) -> dict[str, Any]:
+    """The values in a run; one before it must leave no trace."""
+    shapes = observed_shapes(graph, plan.observed, {name: array.shape for name, array in feeds.items()})
+    looked = open_look(graph, plan.observed, shapes, 1)
+    looked({name: np.full_like(array, 1e3) for name, array in feeds.items()})
+    return looked(feeds)
+
+
 def test_what_is_seen_is_what_the_graph_computes(graph: Graph) -> None:
     plan, feeds = probes(graph.model.graph), feeds_of(graph)
-    exact, seen = computed(graph, feeds), open_look(graph, plan.observed, 1)(feeds)
+    exact, seen = computed(graph, feeds), look(graph, plan, feeds)
     assert set(seen) == set(plan.observed)
     for name, array in seen.items():
         # In another order, perhaps: float32 rounds a sum of fewer than a thousand terms to about this.
@@ -184,14 +194,45 @@ def test_a_half_precision_convolution_is_seen() -> None:
     infer_types(graph.model)
     feeds = {name: array.astype(np.float16) for name, array in feeds_of(graph).items()}
     plan, exact = probes(graph.model.graph), computed(graph, feeds)
-    for name, array in open_look(graph, plan.observed, 1)(feeds).items():
+    for name, array in look(graph, plan, feeds).items():
         np.testing.assert_allclose(np.sort(array.ravel()), np.sort(exact[name].ravel()), rtol=4e-3, atol=4e-3)
 
 
-def test_bytes_are_those_of_the_values_for_given_shapes() -> None:
+def test_shapes_are_those_of_the_values_of_a_run() -> None:
     graph = self_attention(batch="batch").graph
     infer_types(graph.model)
     plan = probes(graph.model.graph)
     values = computed(graph, {"x": np.zeros((3, 7, 8), np.float32)})
-    exact = sum(values[name].nbytes for name in plan.observed if name != "x")
-    assert bytes_observed(graph, plan.observed, {"x": (3, 7, 8)}) == exact
+    exact = {name: values[name].shape for name in plan.observed if name != "x"}
+    assert observed_shapes(graph, plan.observed, {"x": (3, 7, 8)}) == {"x": (3, 7, 8), **exact}
+
+
+def test_runs_of_other_shapes_and_shapes_that_nobody_knows_are_seen_too() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("NonZero", ["r"], ["places"]),
+        helper.make_node("Cast", ["places"], ["found"], to=FLOAT),
+        helper.make_node("Exp", ["found"], ["y"]),
+    ]
+    graph = graph_of(nodes, [("x", FLOAT, ["n"])], [("y", FLOAT, [1, None])], {}, 18)
+    infer_types(graph.model)
+    plan = probes(graph.model.graph)
+    shapes = observed_shapes(graph, plan.observed, {"x": (4,)})
+    assert "y" not in shapes
+    looked = open_look(graph, plan.observed, shapes, 1)
+    for x in ([1, -1, 2, 3], [0, 0, 0, 5], [1, 2]):
+        seen = looked({"x": np.array(x, np.float32)})
+        np.testing.assert_array_equal(seen["r"], np.maximum(x, 0))
+        np.testing.assert_allclose(seen["y"], np.exp(np.flatnonzero(np.array(x) > 0))[None], rtol=1e-6)
+
+
+def test_threads_do_not_see_each_other(graph: Graph) -> None:
+    plan, feeds = probes(graph.model.graph), feeds_of(graph)
+    shapes = observed_shapes(graph, plan.observed, {name: array.shape for name, array in feeds.items()})
+    looked = open_look(graph, plan.observed, shapes, 1)
+    with ThreadPoolExecutor(2) as pool:
+        scaled = [{name: (index + 1) * array for name, array in feeds.items()} for index in range(8)]
+        peaks = list(pool.map(lambda fed: {name: array.max() for name, array in looked(fed).items()}, scaled))
+    for fed, seen in zip(scaled, peaks, strict=True):
+        for name, array in looked(fed).items():
+            np.testing.assert_array_equal(seen[name], array.max())
