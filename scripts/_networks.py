@@ -226,19 +226,19 @@ def photos(size: int, count: int, seed: int = 0) -> Array:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def network(name: str) -> tuple[nn.Module, tuple[int, int, int, int]]:
-    """One of `NETWORKS` in eval mode, always the same, and the shape of its input at batch 1."""
+def network(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, int, int, int]]:
+    """One of `NETWORKS` in eval mode, the same for a seed of its weights, and the shape of its input at batch 1."""
     make, size = NETWORKS[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module = make()
     _strengthen(module)
     _settle(module, torch.from_numpy(photos(size, SETTLING[size], SETTLING_SEED)))
     return module.eval().requires_grad_(False), (1, 3, size, size)
 
 
-def exported(name: str, path: Path) -> Path:
+def exported(name: str, path: Path, seed: int = 0) -> Path:
     """Write a network as ONNX at batch 1."""
-    module, shape = network(name)
+    module, shape = network(name, seed)
     export_model(Model(module, (TensorSpec("x", "float32", shape),), name), path, check=False)
     return path
 
