@@ -77,9 +77,9 @@ def plan_build(
     with _timed(seconds, "measure"):
         config, measured, functions = _with_plugins(fused, name, config, ranges)
     with _timed(seconds, "type"):
-        typed, typing = typed_for(fused, name, config, ranges=ranges, samples=samples)
+        typed, typing, improved = typed_for(fused, name, config, ranges=ranges, samples=samples)
         notes = (*_unused(config, name), *found.notes, *functions, *typing)
-        config = dataclasses.replace(config, precision=config.precision or _own_precision(graph))
+        config = dataclasses.replace(config, precision=config.precision or _own_precision(graph), improve=improved)
         reasons = backend_named(name).unsupported(typed)
         if reasons:
             raise UnsupportedError(f"backend {name} cannot build {graph.path or 'the graph'}", reasons)

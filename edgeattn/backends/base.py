@@ -45,6 +45,7 @@ class BuildConfig:
             edgeattn wherever there is one; `auto`, for each attention what is faster alone on this device, and where
             that is a tie or cannot be measured, the kernels where its own fusion does not reach.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
+        improve: the steps that improve INT8, by name, to take without asking samples; None to find out on these.
         progress: called with a phase and its fraction, None where that cannot be known.
     """
 
@@ -65,6 +66,7 @@ class BuildConfig:
     attention: str = "auto"
     tf32: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
+    improve: Collection[str] | None = None
     progress: Progress = field(default=silent, compare=False)
 
 

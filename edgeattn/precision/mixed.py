@@ -37,14 +37,18 @@ def typed_for(
     *,
     ranges: Ranges | None = None,
     samples: Iterable[Sample] | None = None,
-) -> tuple[Graph, tuple[str, ...]]:
-    """Turn a fused graph into what a backend builds, in the precisions asked for, and say in words what became of them.
+) -> tuple[Graph, tuple[str, ...], tuple[str, ...]]:
+    """Turn a fused graph into what a backend builds, in the precisions asked for.
+
+    Returns:
+        The graph, in words what became of its precisions, and the steps that improve its INT8.
 
     Raises:
         UsageError: a precision is asked of a node that is not there.
         UnsupportedError: the backend has no INT8 beside the dtype asked for, or nothing can be quantised.
     """
     notes: tuple[str, ...] = ()
+    improved: tuple[str, ...] = ()
     layers = _layers(fused, config.layer_precisions)
     if config.precision == "int8" and ranges is not None:
         module = backend_named(backend)
@@ -57,8 +61,9 @@ def typed_for(
             [name for name, precision in layers.items() if precision != "int8"],
             rest=config.rest,
             samples=[_filled(fused, sample) for sample in spread(samples or (), IMPROVED_SAMPLES)],
+            improve=config.improve,
         )
-        fused, notes = quantised.graph, quantised.notes
+        fused, notes, improved = quantised.graph, quantised.notes, quantised.improved
     graph = with_profile(to_backend(fused, backend, config.forms), config.profile)
     in_graph = config.precision != "int8" or backend.startswith("tensorrt")  # OpenVINO takes it as a setting
     if floating(config) in ("float16", "bfloat16") and in_graph:
@@ -66,7 +71,7 @@ def typed_for(
         lowered = lower(graph, floating(config), config.keep_io_types, ranges, high)
         graph, notes = lowered.graph, (*notes, *lowered.notes)
     graph, more = give_codes(graph)
-    return graph, (*notes, *more)
+    return graph, (*notes, *more), improved
 
 
 def _filled(graph: Graph, sample: Sample) -> dict[str, Array]:

@@ -183,7 +183,7 @@ def _built(graph: Graph, name: str, sidecar: Sidecar) -> Session:
         for setting in (config.forms, config.layer_precisions)
     )
     config = replace(config, forms=forms, layer_precisions=precisions)
-    typed, _ = typed_for(graph, sidecar.backend, config)
+    typed, *_ = typed_for(graph, sidecar.backend, config)
     if sidecar.config.get("inference_precision") == "f32":  # for something that may be gone with the block
         config = replace(config, precision="float32")
     module = backend_named(sidecar.backend)

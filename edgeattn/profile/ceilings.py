@@ -139,7 +139,7 @@ def _product_seconds(backend: str, precision: str, rows: int, side: int) -> floa
     config = BuildConfig(precision, profile={"x": ShapeRange(shape, shape, shape)})
     names = ["x", *(value.name or "" for node in graph.model.graph for value in node.outputs)]
     ranges = Ranges("minmax", 1, dict.fromkeys(names, Range(-4.0, 4.0, -4.0, 4.0)))
-    typed, _ = typed_for(graph, backend, config, ranges=ranges if precision == "int8" else None)
+    typed, *_ = typed_for(graph, backend, config, ranges=ranges if precision == "int8" else None)
     with module.load(module.build(typed, config)) as session:
         feeds = {"x": np.ones(shape, numpy_dtype(session.inputs[0].dtype))}
         return _seconds(lambda: session.run(feeds))

@@ -28,7 +28,7 @@ class Candidate:
 
     `forms` has by the name of an attention the form that differs from the plan; `precision` is empty for the model's
     own, `rest` what stays beside INT8, and `high` the parts of the network (see `groups`) that stay out of it, with
-    their nodes and, in words, `but`.
+    their nodes and, in words, `but`. `improve` are the steps that improve INT8; None to find them out.
     """
 
     backend: str
@@ -37,6 +37,7 @@ class Candidate:
     rest: str = "float32"
     high: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     but: str = ""
+    improve: Collection[str] | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ class Candidate:
     def floating(self) -> Candidate:
         """The same way without INT8."""
         precision = self.rest if self.rest != "float32" else ""
-        return dataclasses.replace(self, precision=precision, rest="float32", high={}, but="")
+        return dataclasses.replace(self, precision=precision, rest="float32", high={}, but="", improve=None)
 
     def config(self, config: BuildConfig) -> BuildConfig:
         """The settings that build it: where no form is chosen, TensorRT's own, since here whole engines are timed."""
@@ -60,6 +61,7 @@ class Candidate:
             attention="native" if native else config.attention,
             precision=self.precision or config.precision,
             rest=self.rest,
+            improve=self.improve,
             layer_precisions={
                 **config.layer_precisions,
                 **{node: self.rest for nodes in self.high.values() for node in nodes},

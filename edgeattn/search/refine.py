@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from edgeattn.search.candidates import Candidate, without
@@ -19,6 +20,7 @@ def refine(trial: Trial, way: Candidate, parts: Parts) -> None:
     """
     if len(parts) < 2:
         return
+    way = dataclasses.replace(way, improve=trial.improved(way.name))  # what helps the whole is not asked of each part
     if trial.keeps(way.name):
         _leave_idle(trial, way, parts)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 from edgeattn.backends import open_session
 from edgeattn.backends.base import Progress
 from edgeattn.build import BuildReport
+from edgeattn.engine import read_sidecar
 from edgeattn.errors import EdgeAttnError, InputError, UsageError, one_line
 from edgeattn.profile.paired import Times, beats, fastest
 from edgeattn.search.budget import Accuracy, Judge
@@ -69,6 +70,10 @@ class Trial:
         """Whether a candidate is within the budget; what is not lowered at all is what the others are held against."""
         accuracy = self.accuracy.get(name)
         return accuracy is None or not accuracy.failures or not self.candidates[name].precision
+
+    def improved(self, name: str) -> tuple[str, ...]:
+        """The steps that improve the INT8 of a candidate that was built."""
+        return tuple(read_sidecar(self.paths[name]).config["improve"])
 
     def _tried(self, candidate: Candidate, stack: contextlib.ExitStack) -> Callable[[], object] | None:
         """Build, judge and open a candidate; None where that fails."""

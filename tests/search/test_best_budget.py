@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from edgeattn.engine import Engine, read_sidecar
 from edgeattn.graph import Graph, save_graph
 from edgeattn.images import Recipe
 from edgeattn.interpreter import run_as_written
+from edgeattn.precision.int8 import improve
 from edgeattn.search import Budget, build_best, timing
 from tests.graphs import FLOAT, Array, graph_of
 
@@ -137,9 +139,13 @@ def test_a_part_that_int8_slows_down_stays_out_of_it(
     model: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_float(monkeypatch, "conv1")
+    asked = Mock(wraps=improve._by_gain)
+    monkeypatch.setattr(improve, "_by_gain", asked)
     report = build_best(model, model.with_suffix(".engine"), backend=BACKEND, budget=Budget(data, {"cosine": 0.1}))
     assert report.plan.config.precision == "int8"
     assert report.plan.config.layer_precisions["conv1"] == "float32"  # others by chance, since they gain nothing here
+    asked.assert_called_once()  # for the whole network; its parts follow it
+    assert read_sidecar(report.path).config["improve"] == list(report.plan.config.improve or ())
 
 
 def test_an_interrupted_search_goes_on_where_it_was(

@@ -16,6 +16,7 @@ from edgeattn.search.refine import MOST_EXTRAS, refine
 from edgeattn.search.trial import Trial
 
 PLAIN, WAY = Candidate("openvino"), Candidate("openvino", precision="int8")
+STEPS = ("what helps the whole",)
 
 
 class Machine:
@@ -39,6 +40,7 @@ class Machine:
 
     def run(self, candidates: Sequence[Candidate], beside: Sequence[str] = ()) -> None:
         for item in candidates:
+            assert item.improve == STEPS or not item.high
             low = [part for part in self.parts if part not in item.high] if item.precision else []
             self.ms[item.name], noise = self.cost(low)
             sqnr = {"sqnr": -10 * math.log10(max(noise, 1e-12))}
@@ -47,6 +49,10 @@ class Machine:
                 self.best = item.name
         names = list(self.ms)
         self.faster = {(a, b) for a in names for b in names if self.ms[a] < 0.99 * self.ms[b]}
+
+    def improved(self, name: str) -> tuple[str, ...]:
+        assert name == WAY.name
+        return STEPS
 
     def keeps(self, name: str) -> bool:
         return not self.accuracy[name].failures

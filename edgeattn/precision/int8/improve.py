@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds
 
 MIN_GAIN_DB = 0.5
+ROUNDED = "rounded queries and keys"
 MOST_LOSS_DB = 1.5  # what rounding the operands of attentions may cost: less than half as much noise again
 FEWEST_SAMPLES = 8  # with four, what seemed to gain cost a DeiT 2 dB on others
 
@@ -42,39 +44,74 @@ def quantise_best(
     *,
     rest: str = "float32",
     samples: Sequence[Feeds] = (),
+    improve: Collection[str] | None = None,
 ) -> Quantised:
     """Quantise as `quantise` does, with equalised channels and corrected biases where each gains 0.5 dB of SQNR.
 
     Then the queries and keys of attentions are rounded too, where that makes the scheme's runtime faster and costs less
     than 1.5 dB. Half of the samples tell the sizes and means of channels, the other half what is gained and lost. With
-    fewer than eight, nothing is tried. See `quantise` for the arguments and errors.
+    fewer than eight, nothing is tried. See `quantise` for the other arguments and errors.
+
+    `improve` names the steps to take as they are, without asking what they gain, as `Quantised.improved` has them of
+    another placement in the same graph: what gains in the whole is taken to gain in a part of it.
     """
-    best = quantise(graph, ranges, scheme, keep, rest=rest)
+    source = _Source(graph, ranges, scheme, keep, rest)
     if len(samples) < FEWEST_SAMPLES:
-        return best
+        return source.quantised()
     known, judging = samples[: len(samples) // 2], samples[len(samples) // 2 :]
-    truth = _outputs(graph, judging)
-    source, score, notes = Graph(prepared(graph), graph.path), _sqnr(_outputs(best.graph, judging), truth), []
-    steps = {"equalised channels": _equalised, "corrected biases": _corrected}
-    for what, step in steps.items():
-        tried = source.copy()
-        placement = place(tried.model.graph, tried.opset, ranges, SCHEMES[scheme], keep)
-        spread = step(tried, placement, ranges, known, rest)
-        found = quantise(tried, spread, scheme, keep, rest=rest)
+    source = dataclasses.replace(source, graph=Graph(prepared(graph), graph.path))
+    if improve is None:
+        return _by_gain(source, known, judging)
+    for what in STEPS:
+        source = source.after(what, known) if what in improve else source
+    return dataclasses.replace(source.quantised(attention=ROUNDED in improve), improved=tuple(improve))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A graph that is to be quantised, as the steps so far have left it, and how; see `quantise`."""
+
+    graph: Graph
+    ranges: Ranges
+    scheme: str
+    keep: Collection[str]
+    rest: str
+
+    def quantised(self, attention: bool = False) -> Quantised:
+        return quantise(self.graph, self.ranges, self.scheme, self.keep, rest=self.rest, attention=attention)
+
+    def after(self, what: str, samples: Sequence[Feeds]) -> _Source:
+        graph = self.graph.copy()
+        placement = place(graph.model.graph, graph.opset, self.ranges, SCHEMES[self.scheme], self.keep)
+        ranges = STEPS[what](graph, placement, self.ranges, samples, self.rest)
+        return dataclasses.replace(self, graph=graph, ranges=ranges)
+
+
+def _by_gain(source: _Source, known: Sequence[Feeds], judging: Sequence[Feeds]) -> Quantised:
+    """Take the steps that gain what they should, one after the other."""
+    truth = _outputs(source.graph, judging)
+    best = source.quantised()
+    score, used, notes = _sqnr(_outputs(best.graph, judging), truth), [], []
+    for what in STEPS:
+        tried = source.after(what, known)
+        found = tried.quantised()
         gained = _sqnr(_outputs(found.graph, judging), truth)
         better = gained >= score + MIN_GAIN_DB
         verdict = "used" if better else f"left out, since they gain less than {MIN_GAIN_DB} dB"
         notes.append(f"{what}: {verdict}: SQNR {gained:.1f} dB instead of {score:.1f}")
         if better:
-            best, source, ranges, score = found, tried, spread, gained
-    found = quantise(source, ranges, scheme, keep, rest=rest, attention=True)
+            best, source, score = found, tried, gained
+            used.append(what)
+    found = source.quantised(attention=True)
     if found.kept != best.kept:
         left = _sqnr(_outputs(found.graph, judging), truth)
         harmless = left > score - MOST_LOSS_DB
         verdict = "rounded" if harmless else f"left in float, since that costs {MOST_LOSS_DB} dB or more"
         notes.append(f"queries and keys of attentions: {verdict}: SQNR {left:.1f} dB instead of {score:.1f}")
-        best = found if harmless else best
-    return dataclasses.replace(best, notes=(*best.notes, *notes))
+        if harmless:
+            best = found
+            used.append(ROUNDED)
+    return dataclasses.replace(best, notes=(*best.notes, *notes), improved=tuple(used))
 
 
 Step = Callable[[Graph, Placement, Ranges, Sequence["Feeds"], str], Ranges]
@@ -102,6 +139,9 @@ def _corrected(graph: Graph, placement: Placement, ranges: Ranges, samples: Sequ
         value = initializer(graph.model.graph, names, f"{node.name}_corrected_bias", bias.astype(dtype))
         user.replace_input_with(index, value)
     return ranges
+
+
+STEPS: dict[str, Step] = {"equalised channels": _equalised, "corrected biases": _corrected}
 
 
 def _shift(product: Product, mean: Array, rest: np.dtype[np.generic]) -> Array | None:

@@ -46,13 +46,15 @@ class Quantised:
     """A graph with Q/DQ nodes.
 
     `quantised` names the operators that compute in INT8; `kept` says by name why another one with weights, or an
-    attention, does not. `notes` is the same in words, a line a reason.
+    attention, does not. `notes` is the same in words, a line a reason. `improved` names the steps that improve it;
+    see `edgeattn.precision.int8.improve`.
     """
 
     graph: Graph
     quantised: tuple[str, ...]
     kept: Mapping[str, str]
     notes: tuple[str, ...]
+    improved: tuple[str, ...] = ()
 
 
 def quantise(

@@ -20,7 +20,7 @@ from edgeattn.interpreter import run_as_written
 from edgeattn.lowering import to_backend
 from edgeattn.ops.base import DOMAIN
 from edgeattn.ops.softmax_attention_cases import Cross, MultiHead, Sagan
-from edgeattn.precision.int8.improve import quantise_best
+from edgeattn.precision.int8.improve import ROUNDED, quantise_best
 from edgeattn.precision.int8.qdq import quantise
 from edgeattn.precision.ranges import Ranges
 from edgeattn.tensors import random_feeds, resolve_profile
@@ -116,6 +116,9 @@ def test_it_is_done_where_samples_show_it_to_be_harmless_and_said() -> None:
     assert signed(found.graph)
     assert any(note.startswith("queries and keys of attentions: rounded: SQNR") for note in found.notes)
     assert not signed(quantise_best(fused, ranges, "shifted", samples=feeds[:7]).graph)
+    assert ROUNDED in found.improved
+    for improve in ((), (ROUNDED,)):
+        assert signed(quantise_best(fused, ranges, "shifted", samples=feeds, improve=improve).graph) == bool(improve)
 
 
 def test_an_attention_that_loses_by_it_stays_in_float_and_it_is_said() -> None:

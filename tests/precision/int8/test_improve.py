@@ -124,6 +124,25 @@ def test_a_channel_far_larger_than_the_others_costs_no_accuracy_once_equalised()
     assert noise(best.graph, graph, unseen) < noise(plain.graph, graph, unseen) / 10
 
 
+def test_steps_that_are_asked_for_are_taken_without_asking_what_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, _ = chain("norm", 16, 0)
+    feeds = samples(graph, 8)
+    ranges = observed(graph, *feeds)
+    monkeypatch.setattr("edgeattn.precision.int8.improve.MIN_GAIN_DB", -100)
+    best = quantise_best(graph, ranges, "signed", samples=feeds)
+    assert best.improved == ("equalised channels", "corrected biases")
+    monkeypatch.setattr("edgeattn.precision.int8.improve._outputs", lambda *_: pytest.fail("asked"))
+    again = quantise_best(graph, ranges, "signed", samples=feeds, improve=best.improved)
+    assert again.graph.serialized == best.graph.serialized
+    assert again.improved == best.improved
+    plain = quantise(graph, ranges, "signed")
+    for improve in ((), ("corrected biases",)):
+        found = quantise_best(graph, ranges, "signed", samples=feeds, improve=improve)
+        assert (found.graph.serialized == plain.graph.serialized) == (not improve)
+    kept = quantise_best(graph, ranges, "signed", [best.quantised[0]], samples=feeds, improve=best.improved)
+    assert best.quantised[0] not in kept.quantised
+
+
 def test_a_corrected_bias_takes_back_the_mean_that_rounding_shifts() -> None:
     rng = np.random.default_rng(0)
     w = rng.uniform(0.3, 1, (64, 5)).astype(np.float32)
