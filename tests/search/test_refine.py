@@ -79,7 +79,7 @@ def test_the_best_keeps_the_budget_and_is_never_slower_than_before(
     assert machine.keeps(machine.best)
     assert machine.ms[machine.best] <= 100
     if machine.keeps(WAY.name):
-        assert machine.ms[machine.best] <= 1.01 * machine.ms[WAY.name]
+        assert 0.99 * machine.ms[machine.best] <= machine.ms[WAY.name]
 
 
 @given(parts, st.integers(0, 30))
