@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from edgeattn.ops.walk import behind
 from edgeattn.precision.signatures import constant, op
-
-if TYPE_CHECKING:
-    pass
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,18 +37,18 @@ def typed_for(
     *,
     ranges: Ranges | None = None,
     samples: Iterable[Sample] | None = None,
-) -> tuple[Graph, tuple[str, ...], tuple[str, ...]]:
+) -> tuple[Graph, tuple[str, ...], Collection[str] | None]:
     """Turn a fused graph into what a backend builds, in the precisions asked for.
 
     Returns:
-        The graph, in words what became of its precisions, and the steps that improve its INT8.
+        The graph, in words what became of its precisions, and `BuildConfig.improve` as samples chose it.
 
     Raises:
         UsageError: a precision is asked of a node that is not there.
         UnsupportedError: the backend has no INT8 beside the dtype asked for, or nothing can be quantised.
     """
     notes: tuple[str, ...] = ()
-    improved: tuple[str, ...] = ()
+    improved = config.improve
     layers = _layers(fused, config.layer_precisions)
     if config.precision == "int8" and ranges is not None:
         module = backend_named(backend)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edgeattn.tensors import Array, Feeds
 
 MIN_GAIN_DB = 0.5
-ROUNDED = "rounded queries and keys"
 MOST_LOSS_DB = 1.5  # what rounding the operands of attentions may cost: less than half as much noise again
 FEWEST_SAMPLES = 8  # with four, what seemed to gain cost a DeiT 2 dB on others
 
@@ -141,6 +140,7 @@ def _corrected(graph: Graph, placement: Placement, ranges: Ranges, samples: Sequ
     return ranges
 
 
+ROUNDED = "rounded queries and keys"
 STEPS: dict[str, Step] = {"equalised channels": _equalised, "corrected biases": _corrected}
 
 
