@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import threading
@@ -68,7 +69,8 @@ def open_look(graph: Graph, names: Mapping[str, Any], shapes: Mapping[str, Shape
 
     def run(feeds: Feeds) -> dict[str, Array]:
         if all(array.shape == shapes.get(name) for name, array in feeds.items()):
-            return kept.run(feeds)
+            with contextlib.suppress(Exception):  # a shape that was inferred wrong, or what happens again below
+                return kept.run(feeds)
         return dict(zip(dtypes, session.run(list(dtypes), dict(feeds)), strict=True))
 
     def look(feeds: Feeds) -> dict[str, Array]:
