@@ -114,11 +114,12 @@ def build_engine(
 
     Raises:
         GateError: it computes something else, or loses more than it may; the old engine stays.
-        UsageError: nothing shows what it loses: there are no samples, or no labels.
+        UsageError: it is to be judged, and there are no samples, or no labels.
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
-    require_judgeable(max_drop or {}, samples)
+    if judged_here(backend, check):
+        require_judgeable(max_drop or {}, samples)
     plan = plan_build(source, config, backend, ranges=ranges, samples=samples)
     for path in (output, sidecar_path(output)):
         files.output_file(path, *plan.source.files)
@@ -148,6 +149,11 @@ def build_engine(
             )
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def judged_here(backend: str, check: bool) -> bool:
+    """Whether a build is compared with its graph: that was not switched off, and this machine can run it."""
+    return check and not backend_named(choose_backend(backend)[0]).missing()
 
 
 def _checked(

@@ -105,10 +105,21 @@ def test_samples_without_labels_are_refused_before_any_work(
         assert main([*words, *how]) == 2
         said = capsys.readouterr().err
         assert "a top1 drop cannot be judged: it needs labels that are classes" in said
-        assert "000.npz has no label" in said
-    with pytest.raises(UsageError, match="has no label"):
+        assert "the samples have no labels" in said
+    with pytest.raises(UsageError, match="have no labels"):
         build_engine(model, model.with_suffix(".engine"), backend="onnxruntime", samples=data, max_drop={"top1": 0.1})
     assert not Path("m.engine").exists()
+    build_engine(
+        model, model.with_suffix(".engine"), backend="onnxruntime", check=False, samples=data, max_drop={"top1": 0}
+    )
+
+
+def test_a_few_labels_are_enough_to_judge_on(model: Path) -> None:
+    first, *_ = sorted(model.with_name("data").glob("*.npz"))
+    np.savez(first, x=np.load(first)["x"])
+    verified = clipped(model, top1=0.5).sidecar.verified
+    assert verified is not None
+    assert verified["metrics"]["top1"]["samples"] == SAMPLES - 1
 
 
 def test_the_recipe_says_what_may_be_lost_and_the_command_line_overrules_it(

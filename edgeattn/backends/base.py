@@ -45,7 +45,8 @@ class BuildConfig:
             edgeattn wherever there is one; `auto`, for each attention what is faster alone on this device, and where
             that is a tie or cannot be measured, the kernels where its own fusion does not reach.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
-        improve: the steps that improve INT8, by name, to take without asking samples; None to find out on these.
+        improve: the steps that improve INT8, by name, to take without asking what they gain; None to find out. See
+            `edgeattn.precision.int8.improve`, whose steps need samples all the same.
         progress: called with a phase and its fraction, None where that cannot be known.
     """
 
@@ -66,7 +67,7 @@ class BuildConfig:
     attention: str = "auto"
     tf32: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
-    improve: Collection[str] | None = None
+    improve: tuple[str, ...] | None = None
     progress: Progress = field(default=silent, compare=False)
 
 
@@ -75,6 +76,8 @@ def config_of(sidecar: Sidecar) -> BuildConfig:
     names = ({item.name for item in fields(BuildConfig)} & set(sidecar.config)) - {"timing_cache"}
     settings = {name: sidecar.config[name] for name in names}
     settings |= {"precision": sidecar.precision.asked, "targets": tuple(settings.get("targets", ()))}
+    if settings.get("improve") is not None:
+        settings["improve"] = tuple(settings["improve"])
     return BuildConfig(**{**settings, "profile": sidecar.profile})
 
 

@@ -23,6 +23,7 @@ from edgeattn.maps.rebuilt import Rebuilt
 from edgeattn.normalise import infer_types
 from edgeattn.parity import reference_from_graph
 from edgeattn.parity.deviation import Deviation
+from edgeattn.precision.int8.improve import EQUALISED
 from edgeattn.tensors import ShapeRange, random_feeds
 from edgeattn.tolerance import FINITE, Tolerance, tolerance_for
 
@@ -246,7 +247,7 @@ def _comparable(ours: Graph, truth: Graph, parts: Rebuilt) -> Iterator[str]:
 
 def _scaled(parts: Rebuilt) -> Iterator[str | None]:
     """The values whose channels an INT8 engine may have equalised: what is rounded, and what that is made of."""
-    if not any(note.startswith("equalised channels: used") for note in parts.sidecar.precision.notes):
+    if EQUALISED not in (parts.config.improve or ()):
         return
     for node in parts.typed.model.graph:
         value = node.inputs[0] if node.op_type == "QuantizeLinear" else None

@@ -34,7 +34,7 @@ _LEAST_EXPONENT = -120  # where float32 still scales by a power of two exactly
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The values of T tensors: `min` and `max` of all (inf and -inf of none), and histograms of magnitudes.
+    """The values of T tensors: `min` and `max` of all (of none, `min` is above `max`), and histograms of magnitudes.
 
     `counts[t, i]` is for i <= |x| / 2**exponent[t] < i + 1; there are `BINS` of them, or none where only extremes are
     kept. Shapes (T,), (T,), (T,) and (T, BINS or 0).

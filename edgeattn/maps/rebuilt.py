@@ -17,6 +17,7 @@ from edgeattn.engine import Sidecar
 from edgeattn.errors import InputError
 from edgeattn.folding import built_from, folded_name, folded_recipe
 from edgeattn.graph import Graph, load_graph
+from edgeattn.precision.int8.improve import STEPS
 from edgeattn.precision.ranges import Ranges, load_ranges
 
 TELLING = ("method", "data_sha256", "graph_sha256", "recipe")  # what tells two tables of ranges apart
@@ -79,11 +80,13 @@ def rebuilt(
             found = _observed(target, sidecar, graph, ranges, data)
         return Rebuilt(sidecar, graph, load_graph(plan), config, found, data)
     found = _observed(target, sidecar, graph, ranges, data)
-    improved = any(note.startswith("equalised channels") for note in sidecar.precision.notes)
-    samples: Dataset | None = data if improved else None
+    samples = data if config.improve else None
     typed = typed_again(sidecar, graph, config, found, samples)
-    lacking = found is None and sidecar.calibration
-    notes = ("built again without what calibration had observed: give --ranges or --data",) if lacking else ()
+    lacking = {
+        "what calibration had observed: give --ranges or --data": found is None and bool(sidecar.calibration),
+        "what had improved its INT8: give --data": data is None and not STEPS.keys().isdisjoint(config.improve or ()),
+    }
+    notes = tuple(f"built again without {what}" for what, is_lacking in lacking.items() if is_lacking)
     return Rebuilt(sidecar, graph, typed, config, found, samples, notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from edgeattn.data import Sample
+from edgeattn.data import Sample, spread
 from edgeattn.errors import UsageError
 from edgeattn.metrics import task_named, task_with
 from edgeattn.parity.findings import OutputParity
@@ -14,6 +14,7 @@ from edgeattn.reports.text import number
 __all__ = ["CLOSENESS", "closeness", "require_judgeable", "task_drops", "too_far"]
 
 CLOSENESS = ("cosine", "sqnr")
+LOOKED_AT = 64  # samples, for a label
 
 
 def closeness(outputs: Sequence[OutputParity]) -> dict[str, float]:
@@ -41,12 +42,11 @@ def require_judgeable(max_drop: Mapping[str, float], samples: Iterable[Sample] |
     """Refuse drops that samples cannot show, before any work.
 
     Raises:
-        UsageError: there are no samples; a metric is of no task, or needs labels, and the first sample has none.
+        UsageError: there are no samples; a metric is of no task, or needs labels, and none of 64 samples has one.
     """
     if max_drop and samples is None:
         raise UsageError("how much accuracy drops is seen on real samples: give some")
     tasks = {metric: task_named(task_with(metric)) for metric in task_drops(max_drop)}
-    first = next(iter(samples), None) if samples is not None and tasks else None
-    if first is not None and first.label is None:
+    if samples is not None and tasks and all(sample.label is None for sample in spread(samples, LOOKED_AT)):
         metric, task = next(iter(tasks.items()))
-        raise UsageError(f"a {metric} drop cannot be judged: it needs {task.NEEDS}, and {first.name} has no label")
+        raise UsageError(f"a {metric} drop cannot be judged: it needs {task.NEEDS}, and the samples have no labels")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +37,7 @@ def typed_for(
     *,
     ranges: Ranges | None = None,
     samples: Iterable[Sample] | None = None,
-) -> tuple[Graph, tuple[str, ...], Collection[str] | None]:
+) -> tuple[Graph, tuple[str, ...], tuple[str, ...] | None]:
     """Turn a fused graph into what a backend builds, in the precisions asked for.
 
     Returns:

@@ -37,7 +37,7 @@ class Candidate:
     rest: str = "float32"
     high: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     but: str = ""
-    improve: Collection[str] | None = None
+    improve: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Candidate:
             attention="native" if native else config.attention,
             precision=self.precision or config.precision,
             rest=self.rest,
-            improve=self.improve,
+            improve=config.improve if self.improve is None else self.improve,
             layer_precisions={
                 **config.layer_precisions,
                 **{node: self.rest for nodes in self.high.values() for node in nodes},

@@ -226,6 +226,15 @@ def test_runs_of_other_shapes_and_shapes_that_nobody_knows_are_seen_too() -> Non
         np.testing.assert_allclose(seen["y"], np.exp(np.flatnonzero(np.array(x) > 0))[None], rtol=1e-6)
 
 
+def test_a_graph_of_which_only_the_inputs_are_looked_at_is_seen() -> None:
+    graph = graph_of(
+        [helper.make_node("Transpose", ["x"], ["y"])], [("x", FLOAT, [2, 3])], [("y", FLOAT, [3, 2])], {}, 18
+    )
+    infer_types(graph.model)
+    plan, feeds = probes(graph.model.graph), feeds_of(graph)
+    assert set(look(graph, plan, feeds)) == {"x"}
+
+
 def test_a_shape_that_was_inferred_wrong_does_no_harm(graph: Graph) -> None:
     plan, feeds = probes(graph.model.graph), feeds_of(graph)
     shapes = observed_shapes(graph, plan.observed, {name: array.shape for name, array in feeds.items()})

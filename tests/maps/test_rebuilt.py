@@ -48,6 +48,20 @@ def test_ranges_are_read_or_observed_again(known: str, tmp_path: Path, data: Dat
         rebuilt(path, read_sidecar(path))
 
 
+def test_steps_that_were_asked_for_are_taken_again_where_the_samples_are_there(tmp_path: Path, data: Dataset) -> None:
+    graph, path, table = load_graph(tmp_path / "m.onnx"), tmp_path / "m.engine", tmp_path / "ranges.json"
+    ranges = calibrate(graph, data)
+    save_ranges(ranges, table)
+    config = BuildConfig("int8", improve=("corrected biases", "rounded queries and keys"))
+    wanted = build_engine(graph, path, config, "openvino", check=False, ranges=ranges, samples=data).plan.typed
+    found = rebuilt(path, read_sidecar(path), ranges=table, data=data)
+    assert found.config.improve == config.improve
+    assert found.typed.serialized == wanted.serialized
+    assert found.notes == ()
+    (note,) = rebuilt(path, read_sidecar(path), ranges=table).notes
+    assert note == "built again without what had improved its INT8: give --data"
+
+
 def test_other_samples_than_it_was_calibrated_on_are_refused(tmp_path: Path, data: Dataset) -> None:
     graph, path = load_graph(tmp_path / "m.onnx"), tmp_path / "m.engine"
     build_engine(graph, path, BuildConfig("int8"), "openvino", check=False, ranges=calibrate(graph, data))

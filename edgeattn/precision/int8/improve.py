@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from edgeattn.errors import UsageError, did_you_mean
 from edgeattn.graph import Graph
 from edgeattn.interpreter import run_as_written
 from edgeattn.lowering import to_backend
@@ -53,17 +54,17 @@ def quantise_best(
 
     `improve` names the steps to take as they are, without asking what they gain, as `Quantised.improved` has them of
     another placement in the same graph: what gains in the whole is taken to gain in a part of it.
+
+    Raises:
+        UsageError: `improve` names a step that is not one of `STEPS`, nor `ROUNDED`.
     """
     source = _Source(graph, ranges, scheme, keep, rest)
-    if len(samples) < FEWEST_SAMPLES:
+    if improve is None and len(samples) < FEWEST_SAMPLES:
         return source.quantised()
-    known, judging = samples[: len(samples) // 2], samples[len(samples) // 2 :]
     source = dataclasses.replace(source, graph=Graph(prepared(graph), graph.path))
-    if improve is None:
-        return _by_gain(source, known, judging)
-    for what in STEPS:
-        source = source.after(what, known) if what in improve else source
-    return dataclasses.replace(source.quantised(attention=ROUNDED in improve), improved=tuple(improve))
+    if improve is not None:
+        return _as_asked(source, samples, improve)
+    return _by_gain(source, samples[: len(samples) // 2], samples[len(samples) // 2 :])
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,26 @@ class _Source:
         placement = place(graph.model.graph, graph.opset, self.ranges, SCHEMES[self.scheme], self.keep)
         ranges = STEPS[what](graph, placement, self.ranges, samples, self.rest)
         return dataclasses.replace(self, graph=graph, ranges=ranges)
+
+
+def _as_asked(source: _Source, samples: Sequence[Feeds], improve: Collection[str]) -> Quantised:
+    """Take the steps that are named, but those for which there are too few samples."""
+    for what in improve:
+        if what not in (*STEPS, ROUNDED):
+            raise UsageError(f"no step {what!r} improves INT8; {did_you_mean(what, (*STEPS, ROUNDED))}")
+    enough = len(samples) >= FEWEST_SAMPLES
+    used, notes = [], []
+    for what in filter(improve.__contains__, STEPS):
+        if enough:
+            source = source.after(what, samples[: len(samples) // 2])
+            used.append(what)
+        why = "used, as asked" if enough else f"left out, since that takes {FEWEST_SAMPLES} samples or more"
+        notes.append(f"{what}: {why}")
+    if ROUNDED in improve:
+        used.append(ROUNDED)
+        notes.append("queries and keys of attentions: rounded, as asked")
+    found = source.quantised(attention=ROUNDED in improve)
+    return dataclasses.replace(found, notes=(*found.notes, *notes), improved=tuple(used))
 
 
 def _by_gain(source: _Source, known: Sequence[Feeds], judging: Sequence[Feeds]) -> Quantised:
@@ -140,8 +161,8 @@ def _corrected(graph: Graph, placement: Placement, ranges: Ranges, samples: Sequ
     return ranges
 
 
-ROUNDED = "rounded queries and keys"
-STEPS: dict[str, Step] = {"equalised channels": _equalised, "corrected biases": _corrected}
+EQUALISED, ROUNDED = "equalised channels", "rounded queries and keys"
+STEPS: dict[str, Step] = {EQUALISED: _equalised, "corrected biases": _corrected}
 
 
 def _shift(product: Product, mean: Array, rest: np.dtype[np.generic]) -> Array | None:

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from edgeattn.errors import UsageError
 from edgeattn.graph import Graph
 from edgeattn.interpreter import run_as_written
 from edgeattn.precision.int8.equalise import Channels, equalise
-from edgeattn.precision.int8.improve import quantise_best
+from edgeattn.precision.int8.improve import STEPS, quantise_best
 from edgeattn.precision.int8.placement import SCHEMES, place
 from edgeattn.precision.int8.qdq import prepared, quantise
 from edgeattn.precision.int8.weights import numbers
@@ -135,6 +136,12 @@ def test_steps_that_are_asked_for_are_taken_without_asking_what_they_gain(monkey
     again = quantise_best(graph, ranges, "signed", samples=feeds, improve=best.improved)
     assert again.graph.serialized == best.graph.serialized
     assert again.improved == best.improved
+    assert [note for note in again.notes if note.endswith("as asked")] == [f"{what}: used, as asked" for what in STEPS]
+    few = quantise_best(graph, ranges, "signed", samples=feeds[:7], improve=best.improved)
+    assert few.improved == ()
+    assert few.notes[-1] == "corrected biases: left out, since that takes 8 samples or more"
+    with pytest.raises(UsageError, match="did you mean 'equalised channels'"):
+        quantise_best(graph, ranges, "signed", samples=feeds, improve=("equalized channels",))
     plain = quantise(graph, ranges, "signed")
     for improve in ((), ("corrected biases",)):
         found = quantise_best(graph, ranges, "signed", samples=feeds, improve=improve)
