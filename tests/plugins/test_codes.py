@@ -74,7 +74,7 @@ def typed(rest: str, form: str) -> tuple[Graph, tuple[str, ...]]:
         forms=dict.fromkeys(names, form) if form else {},
         profile=resolve_profile(fused.inputs),
     )
-    return typed_for(fused, "tensorrt", config, ranges=ranges)
+    return typed_for(fused, "tensorrt", config, ranges=ranges)[:2]
 
 
 @pytest.fixture
