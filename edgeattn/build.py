@@ -114,10 +114,12 @@ def build_engine(
 
     Raises:
         GateError: it computes something else, or loses more than it may; the old engine stays.
-        UsageError: it is to be judged, and there are no samples, or no labels.
+        UsageError: it is to be judged, and there are no samples, or no labels; samples that can be seen only once.
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
+    if isinstance(samples, Iterator):
+        raise UsageError("samples are gone through several times, an iterator only once: give a list, or `open_data`'s")
     if judged_here(backend, check):
         require_judgeable(max_drop or {}, samples)
     plan = plan_build(source, config, backend, ranges=ranges, samples=samples)

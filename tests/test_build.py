@@ -310,6 +310,12 @@ def test_int8_that_is_noise_replaces_nothing(model: Path, data: Path) -> None:
     assert not output.exists()
 
 
+def test_samples_that_can_be_seen_only_once_are_refused(model: Path, data: Path) -> None:
+    ranges, samples = observed(model, data)
+    with pytest.raises(UsageError, match="an iterator only once"):
+        build_engine(model, model.with_suffix(".engine"), BuildConfig("int8"), ranges=ranges, samples=iter(samples))
+
+
 def test_int8_needs_ranges_and_never_makes_them_up(model: Path) -> None:
     with pytest.raises(UsageError, match="give --data DIR with real samples, or --ranges FILE"):
         plan_build(model, BuildConfig(precision="int8"), "onnxruntime")

@@ -120,9 +120,7 @@ class _Search:
         if self.budget:
             floating = [_best_of(trial, name) for name in names]
             trial.run([way for item in floating if item for way in lowered(item)])
-            parts = groups(fuse(self.graph)[0])
-            for way in _promising(trial):
-                refine(trial, way, parts)
+            refine(trial, _promising(trial), groups(fuse(self.graph)[0]))
         return trial
 
     def build(self, candidate: Candidate, path: Path) -> BuildReport:

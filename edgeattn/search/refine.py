@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgeattn.search.candidates import Candidate, without
 from edgeattn.search.trial import Trial
@@ -12,54 +12,70 @@ Parts = Mapping[str, tuple[str, ...]]
 MOST_EXTRAS = 3
 
 
-def refine(trial: Trial, way: Candidate, parts: Parts) -> None:
-    """Try which parts of a network should stay out of a way's INT8; the trial's best only improves.
+def refine(trial: Trial, ways: Sequence[Candidate], parts: Parts) -> None:
+    """Try which parts of a network should stay out of INT8, in each of these ways; the trial's best only improves.
 
-    Where the way keeps the budget, those that are no faster in it. Where it does not, each part is lowered alone;
-    then, in the order of time won per noise added, as many together as the budget allows.
+    Where a way keeps the budget, those that are no faster in it. Where it does not, each part is lowered alone; then,
+    in the order of time won per noise added, as many together as the budget allows. What a part alone gains and costs
+    is asked once of a backend, in its first way: what stays beside INT8 changes little of it.
     """
     if len(parts) < 2:
         return
-    way = dataclasses.replace(way, improve=trial.improved(way.name))  # what helps the whole is not asked of each part
-    if trial.keeps(way.name):
-        _leave_idle(trial, way, parts)
-    else:
-        _lower_most(trial, way, parts)
+    asked: dict[tuple[str, bool], list[str]] = {}
+    for way in ways:
+        # What helps the whole is not asked of each part.
+        better = dataclasses.replace(way, improve=trial.improved(way.name))
+        kept = trial.keeps(way.name)
+        ask, take = (_idle, _leave_out) if kept else (_by_worth, _lower)
+        if (way.backend, kept) not in asked:
+            asked[way.backend, kept] = ask(trial, better, parts)
+        take(trial, better, parts, asked[way.backend, kept])
 
 
-def _leave_idle(trial: Trial, way: Candidate, parts: Parts) -> None:
+def _idle(trial: Trial, way: Candidate, parts: Parts) -> list[str]:
+    """The parts without which a way is faster."""
     alone = {part: without(way, [part], parts) for part in parts}
     trial.run(list(alone.values()), [way.name])
-    idle = [part for part, item in alone.items() if (item.name, way.name) in trial.faster and trial.keeps(item.name)]
+    return [part for part, item in alone.items() if (item.name, way.name) in trial.faster and trial.keeps(item.name)]
+
+
+def _leave_out(trial: Trial, way: Candidate, parts: Parts, idle: Sequence[str]) -> None:
     if len(idle) < len(parts):
         trial.run([without(way, idle, parts)])
 
 
-def _lower_most(trial: Trial, way: Candidate, parts: Parts) -> None:
-    def only(low: list[str]) -> Candidate:
-        return without(way, [part for part in parts if part not in low], parts)
-
-    def kept(low: list[str]) -> bool:
-        item = only(low)
-        trial.run([item])
-        return item.name in trial.ms and trial.keeps(item.name)
-
-    plain, alone = way.floating, {part: only([part]) for part in parts}
+def _by_worth(trial: Trial, way: Candidate, parts: Parts) -> list[str]:
+    """The parts that a way makes faster, those first that it gains most by for the noise."""
+    plain, alone = way.floating, {part: _only(way, [part], parts) for part in parts}
     trial.run([plain])
     if plain.name not in trial.ms:  # it failed, or no builds are left
-        return
+        return []
     trial.run(list(alone.values()), [plain.name])
     gains = {part: trial.ms[plain.name] - trial.ms[item.name] for part, item in alone.items() if item.name in trial.ms}
     worth = {part: gain / _noise(trial, alone[part]) for part, gain in gains.items() if gain > 0}
-    order = sorted(worth, key=lambda part: worth[part], reverse=True)
+    return sorted(worth, key=lambda part: worth[part], reverse=True)
+
+
+def _lower(trial: Trial, way: Candidate, parts: Parts, order: Sequence[str]) -> None:
+    """Lower as many parts as the budget allows, from the first on, and then single ones of the next."""
+
+    def kept(low: Sequence[str]) -> bool:
+        item = _only(way, low, parts)
+        trial.run([item])
+        return item.name in trial.ms and trial.keeps(item.name)
+
     least, most = 0, len(order)
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if kept(order[:middle]) else (least, middle - 1)
-    low = order[:least]
+    low = list(order[:least])
     for part in order[least + 1 :][:MOST_EXTRAS]:
         if kept([*low, part]):
             low.append(part)
+
+
+def _only(way: Candidate, low: Sequence[str], parts: Parts) -> Candidate:
+    return without(way, [part for part in parts if part not in low], parts)
 
 
 def _noise(trial: Trial, candidate: Candidate) -> float:

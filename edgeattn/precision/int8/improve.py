@@ -22,7 +22,7 @@ from edgeattn.interpreter import run_as_written
 from edgeattn.lowering import to_backend
 from edgeattn.precision.int8.equalise import Channels, equalise
 from edgeattn.precision.int8.placement import SCHEMES, Placement, Product, operand, place
-from edgeattn.precision.int8.qdq import Quantised, prepared, quantise, stored
+from edgeattn.precision.int8.qdq import Quantised, prepared, quantise, require_nodes, stored
 from edgeattn.precision.int8.weights import Names, initializer, numbers
 from edgeattn.precision.ranges import Ranges
 from edgeattn.precision.signatures import op
@@ -61,7 +61,10 @@ def quantise_best(
     source = _Source(graph, ranges, scheme, keep, rest)
     if improve is None and len(samples) < FEWEST_SAMPLES:
         return source.quantised()
-    source = dataclasses.replace(source, graph=Graph(prepared(graph), graph.path))
+    require_nodes(graph, keep)
+    ready = Graph(prepared(graph), graph.path)
+    left = {node.name for node in ready.model.graph}  # what does nothing is not
+    source = dataclasses.replace(source, graph=ready, keep=[name for name in keep if name in left])
     if improve is not None:
         return _as_asked(source, samples, improve)
     return _by_gain(source, samples[: len(samples) // 2], samples[len(samples) // 2 :])

@@ -85,10 +85,7 @@ def quantise(
         raise UsageError(f"there is no INT8 scheme {scheme!r}; expected {', '.join(SCHEMES)}")
     if any(op(node) == "DequantizeLinear" for node in graph.nodes()):
         raise UsageError(f"{graph.path or 'the graph'} is quantised already: give the float model it was made from")
-    names = {node.name or "" for node in graph.model.graph}
-    for name in keep:
-        if name not in names:
-            raise UsageError(f"no node {name!r} to keep high; {did_you_mean(name, names)}")
+    require_nodes(graph, keep)
     model = prepared(graph)
     placement = place(model.graph, Graph(model).opset, ranges, SCHEMES[scheme], keep)
     if not placement.products:
@@ -101,6 +98,18 @@ def quantise(
     common.RemoveUnusedNodesPass()(model)
     quantised = tuple(node.name or "" for node in placement.products)
     return Quantised(Graph(model, graph.path), quantised, kept, notes)
+
+
+def require_nodes(graph: Graph, keep: Collection[str]) -> None:
+    """Refuse to keep a node that is not there.
+
+    Raises:
+        UsageError: a name that no node has.
+    """
+    names = {node.name or "" for node in graph.model.graph}
+    for name in keep:
+        if name not in names:
+            raise UsageError(f"no node {name!r} to keep high; {did_you_mean(name, names)}")
 
 
 def prepared(graph: Graph) -> ir.Model:

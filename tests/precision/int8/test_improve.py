@@ -184,3 +184,18 @@ def test_what_gains_nothing_is_left_out_and_said() -> None:
     ]
     assert best.graph.serialized == plain.graph.serialized
     assert quantise_best(graph, ranges, "signed", samples=feeds[:7]).notes == plain.notes
+
+
+@pytest.mark.parametrize("count", [2, 16])  # too few to improve anything, and enough
+def test_a_node_that_does_nothing_can_be_kept_and_one_that_is_not_there_cannot(count: int) -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Identity", ["x"], ["same"], name="nothing"),
+        helper.make_node("MatMul", ["same", "w"], ["y"], name="product"),
+    ]
+    graph = graph_of(nodes, [("x", FLOAT, [7, 4])], [("y", FLOAT, [7, 3])], weights)
+    feeds = samples(graph, count)
+    ranges = observed(graph, *feeds)
+    assert quantise_best(graph, ranges, "signed", ["nothing"], samples=feeds).quantised == ("product",)
+    with pytest.raises(UsageError, match="no node 'nothign' to keep high; did you mean 'nothing'"):
+        quantise_best(graph, ranges, "signed", ["nothign"], samples=feeds)
