@@ -30,6 +30,7 @@ from edgeattn.precision.mixed import floating, typed_for
 from edgeattn.precision.ranges import Ranges
 from edgeattn.profile.paired import fastest
 from edgeattn.profile.timing import Turns, turn
+from edgeattn.reports.text import few
 from edgeattn.tensors import random_feeds, resolve_profile
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def fastest_forms(
             notes.append(_unmeasured(names, str(err)))
         else:
             found |= dict.fromkeys(names, measured)
-            notes.append(f"{_listed(names)}: {measured}")
+            notes.append(f"{few(names, 1)}: {measured}")
     return found, tuple(notes)
 
 
@@ -272,8 +273,4 @@ def _how(form: str) -> str:
 
 
 def _unmeasured(names: Sequence[str], why: str) -> str:
-    return f"{_listed(names)}: not timed alone, and run as planned: {why}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return f"{few(names, 1)}: not timed alone, and run as planned: {why}"

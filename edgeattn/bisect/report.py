@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgeattn.reports.text import number, table
+from edgeattn.reports.text import few, number, table
 
 MUCH = 0.8  # of two times: less is worth leaving the more conservative remedy for
 
@@ -56,9 +56,8 @@ class Culprit:
 
     def __str__(self) -> str:
         pairs = [f"{kind} {name!r}" for kind, name in zip(self.operators, self.nodes, strict=True)]
-        shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
         inside = f" in {self.module}" if self.module else ""
-        return f"{shown}{inside}: {'; '.join(self.failures[:1])}"
+        return f"{few(pairs, 4)}{inside}: {'; '.join(self.failures[:1])}"
 
 
 @dataclass(frozen=True)

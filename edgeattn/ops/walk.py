@@ -39,15 +39,10 @@ def constant(value: ir.Value | None) -> Array | None:
     """The array of an initializer, a Constant node, or a cast of a small one; None where it is computed."""
     if value is None:
         return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
+    if (tensor := ir.convenience.get_const_tensor(value)) is not None:
+        return tensor.numpy()
     node = value.producer()
-    if node is None:
-        return None
-    if node.op_type == "Constant":
-        tensor = ir.convenience.get_const_tensor(value)
-        return None if tensor is None else tensor.numpy()
-    if node.op_type in ("Identity", "Cast", "CastLike"):
+    if node is not None and node.op_type in ("Identity", "Cast", "CastLike"):
         inner = constant(node.inputs[0])
         if inner is not None and inner.size <= _LARGEST_SCALAR_FOLD:
             return inner if value.dtype is None else inner.astype(value.dtype.numpy())

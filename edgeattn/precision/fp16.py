@@ -24,13 +24,22 @@ from edgeattn.precision.islands import QUANTIZE, islands
 from edgeattn.precision.norms import merge_norms
 from edgeattn.precision.ranges import Ranges
 from edgeattn.precision.scaling import scale_before
-from edgeattn.precision.signatures import MOVES, Islands, bound, constant, is_float32, lowerable, op, signature
+from edgeattn.precision.signatures import (
+    MOVES,
+    Islands,
+    bound,
+    by_reason,
+    constant,
+    is_float32,
+    lowerable,
+    op,
+    signature,
+)
 from edgeattn.tensors import dtype_named
 
 HIGH = ir.DataType.FLOAT
 BFLOAT16_OPSET = 22  # the first in which Conv and pooling take bfloat16
 QUANTIZED_OPSET = 19  # the first in which scales may be float16
-NAMED_NODES = 3
 
 
 @dataclass(frozen=True)
@@ -268,14 +277,5 @@ def _set_dtype(node: ir.Node, dtype: ir.DataType) -> None:
 
 
 def _notes(graph: ir.Graph, kept: Islands) -> tuple[str, ...]:
-    """One line per reason, with the nodes it holds for."""
-    groups: dict[str, list[str]] = {}
-    for node in graph:
-        if node in kept:
-            groups.setdefault(kept[node], []).append(f"{node.op_type} {node.name!r}")
-    return tuple(f"stays float32: {_listed(nodes)}: {reason}" for reason, nodes in groups.items())
-
-
-def _listed(nodes: Sequence[str]) -> str:
-    more = len(nodes) - NAMED_NODES
-    return ", ".join(nodes[:NAMED_NODES]) + (f" and {more} more" if more > 0 else "")
+    ordered = {node: kept[node] for node in graph if node in kept}
+    return tuple(f"stays float32: {line}" for line in by_reason(ordered))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeattn.ops.base import DOMAIN
+from edgeattn.reports.text import few
 
 Islands = dict[ir.Node, str]  # what stays in float32, and why
+NAMED_NODES = 3  # of those that stay for one reason
 
 
 def kinds(names: str) -> frozenset[str]:
@@ -129,18 +130,14 @@ def groups(nodes: Collection[ir.Node], apart: Collection[str] = ()) -> list[set[
     return list({id(group): group for group in home.values()}.values())
 
 
+def by_reason(kept: Mapping[ir.Node, str]) -> list[str]:
+    """In words why nodes stay as they are: a line for each reason, and few of its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for node, reason in kept.items():
+        nodes.setdefault(reason, []).append(f"{node.op_type} {node.name!r}")
+    return [f"{few(names, NAMED_NODES)}: {reason}" for reason, names in nodes.items()]
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The numbers of an initializer or of a Constant node's output."""
-    if value is None or value.const_value is not None:
-        return None if value is None else value.const_value
-    node = value.producer()
-    if node is None or op(node) != "Constant":
-        return None
-    for name, attribute in node.attributes.items():
-        if name == "value":
-            return attribute.as_tensor()
-        if name in ("value_float", "value_floats"):
-            return ir.Tensor(np.array(attribute.value, np.float32))
-        if name in ("value_int", "value_ints"):
-            return ir.Tensor(np.array(attribute.value, np.int64))
-    return None
+    return None if value is None else ir.convenience.get_const_tensor(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgeattn.profile.page import embedded, two_lines
 from edgeattn.reports.html import Markup, badge, details, element, page, pairs, section, table, tiles
 from edgeattn.reports.svg import intervals
+from edgeattn.reports.text import few
 from edgeattn.tensors import format_shape, format_size
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _why(item: Difference) -> str:
 
 
 def _few(names: tuple[str, ...]) -> str:
-    return (", ".join(names[:NAMED]) or "none") + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return few(names, NAMED) or "none"
 
 
 def _percent(share: float) -> str:

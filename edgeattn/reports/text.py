@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["number", "percent", "printable", "table"]
+__all__ = ["few", "number", "percent", "printable", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
@@ -42,6 +42,11 @@ def number(value: float | None) -> str:
 def percent(value: float) -> str:
     """A share in percent: `43 %`, and one digit more below 10 %."""
     return f"{100 * value:.{int(abs(value) < 0.0995)}f} %"
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """Names in a sentence, and how many more than `most` there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edgeattn.backends.base import BuildConfig, silent
@@ -11,6 +11,7 @@ from edgeattn.build import SHORT_NAMES
 from edgeattn.fuse import fuse
 from edgeattn.graph import Graph
 from edgeattn.lowering import forms
+from edgeattn.reports.text import few
 
 MOST_GROUPS = 4  # of equal attentions that are tried one by one
 # What each backend is asked for below float32, and what the rest then is, where INT8 leaves one.
@@ -96,16 +97,10 @@ def without(way: Candidate, high: Collection[str], parts: Mapping[str, tuple[str
     """The same way with some parts of the network kept out of its low precision."""
     kept = {part: nodes for part, nodes in parts.items() if part in high}
     low = [part for part in parts if part not in high]
-    but = f"without {listed(list(kept))}" if len(kept) <= len(low) else f"only {listed(low)}"
+    but = f"without {few(list(kept), 2)}" if len(kept) <= len(low) else f"only {few(low, 2)}"
     return dataclasses.replace(way, high=kept, but=but if kept else "")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in words, few of many."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _forms_in_words(chosen: Mapping[str, str]) -> Iterator[str]:
     for form in dict.fromkeys(chosen.values()):
-        first, *others = (name for name, its in chosen.items() if its == form)
-        yield f"{form} for {first}" + (f" and {len(others)} more" if others else "")
+        yield f"{form} for {few([name for name, its in chosen.items() if its == form], 1)}"

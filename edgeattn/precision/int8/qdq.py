@@ -28,7 +28,7 @@ from edgeattn.precision.int8.attention import round_attentions
 from edgeattn.precision.int8.placement import SCHEMES, Placement, Product, Scheme, operand, place
 from edgeattn.precision.int8.weights import Names, initializer, numbers, settle_weights
 from edgeattn.precision.ranges import Range, Ranges
-from edgeattn.precision.signatures import op
+from edgeattn.precision.signatures import by_reason, op
 from edgeattn.tensors import numpy_dtype
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 QDQ_OPSET = 13  # the first with a scale for each channel
 WEIGHT_MAX = 127
 SMALLEST_SCALE = 2.0**-60
-NAMED_NODES = 3
 BIAS_MAX = 2**30  # of an int32 bias: the sum it starts must not overflow
 
 
@@ -89,7 +88,7 @@ def quantise(
     model = prepared(graph)
     placement = place(model.graph, Graph(model).opset, ranges, SCHEMES[scheme], keep)
     if not placement.products:
-        raise UnsupportedError(f"nothing in {graph.path or 'the graph'} can be quantised", _grouped(placement.kept))
+        raise UnsupportedError(f"nothing in {graph.path or 'the graph'} can be quantised", by_reason(placement.kept))
     if attention and SCHEMES[scheme].attention:
         round_attentions(model.graph, placement, ranges, keep)
     kept = {node.name or "": reason for node, reason in placement.kept.items()}
@@ -241,16 +240,4 @@ def _notes(placement: Placement) -> Iterator[str]:
     kinds = Counter(op(node) for node in placement.products)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     yield f"INT8: {counts}"
-    yield from (f"stays in float: {line}" for line in _grouped(placement.kept))
-
-
-def _grouped(kept: Mapping[ir.Node, str]) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    for node, reason in kept.items():
-        groups.setdefault(reason, []).append(f"{node.op_type} {node.name!r}")
-    return [f"{_listed(nodes)}: {reason}" for reason, nodes in groups.items()]
-
-
-def _listed(nodes: Sequence[str]) -> str:
-    more = len(nodes) - NAMED_NODES
-    return ", ".join(nodes[:NAMED_NODES]) + (f" and {more} more" if more > 0 else "")
+    yield from (f"stays in float: {line}" for line in by_reason(placement.kept))
