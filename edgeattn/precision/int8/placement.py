@@ -92,6 +92,11 @@ class Placement:
         """Let an input of a node read the rounded value."""
         self.readers.setdefault(value, {})[node, place] = None
 
+    def read_by_all(self, value: ir.Value) -> None:
+        """Let all who read a value read the rounded one."""
+        for user, place in value.uses():
+            self.read(value, user, place)
+
 
 def place(graph: ir.Graph, opset: int, ranges: Ranges, scheme: Scheme, keep: Collection[str]) -> Placement:
     """Decide what of a graph is quantised.
@@ -220,8 +225,7 @@ def _round_results(found: Placement, ranges: Ranges) -> None:
     for node in [node for node in found.products if op(node) == "Conv"]:
         value = _result(node)
         found.points[value] = ranges.tensors[value.name or ""]
-        for user, index in value.uses():
-            found.read(value, user, index)
+        found.read_by_all(value)
 
 
 def _round_between(graph: ir.Graph, found: Placement, scheme: Scheme) -> None:
@@ -245,6 +249,8 @@ def _round_between(graph: ir.Graph, found: Placement, scheme: Scheme) -> None:
         for place, value in enumerate(node.inputs) if joined else ():
             if value is not None and value in found.points:
                 found.read(value, node, place)
+        if joined and scheme.integers:  # whose kernel gives it only rounded
+            found.read_by_all(_result(node))
 
 
 def _small(graph: ir.Graph) -> dict[ir.Node, str]:
