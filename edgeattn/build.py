@@ -61,7 +61,7 @@ def plan_build(
         UnsupportedError: no backend fits, or the chosen one lacks the targets or an operator; lists every reason.
     """
     config = config or BuildConfig()
-    _require_precisions(config, ranges)
+    _require_settings(config, ranges)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         graph = source if isinstance(source, Graph) else load_graph(source)
@@ -185,13 +185,15 @@ def _checked(
     return report
 
 
-def _require_precisions(config: BuildConfig, ranges: Ranges | None) -> None:
-    """Refuse precisions that cannot be meant, together or at all."""
+def _require_settings(config: BuildConfig, ranges: Ranges | None) -> None:
+    """Refuse precisions that cannot be meant, together or at all, and numbers that are none."""
     known = ", ".join(SHORT_NAMES.values())
     if config.precision and config.precision not in SHORT_NAMES:
         raise UsageError(f"cannot build in {config.precision!r}; known: {known}")
     if config.precision == "int8" and ranges is None:
         raise UsageError("INT8 needs to know the values it rounds: give --data DIR with real samples, or --ranges FILE")
+    if config.threads is not None and config.threads < 1:
+        raise UsageError(f"an engine cannot run on {config.threads} threads; expected 1 or more")
     if config.rest not in SHORT_NAMES or config.rest == "int8":
         raise UsageError(f"what is not INT8 cannot be {config.rest!r}; expected fp32, fp16 or bf16")
     possible = {"float32", floating(config) or "float32", config.precision or "float32"}
@@ -237,9 +239,9 @@ def _with_form(
 
 
 def _unused(config: BuildConfig, backend: str) -> tuple[str, ...]:
-    """What was asked for that only TensorRT has, in words; empty where it builds."""
+    """What was asked for that the backend does not have, in words."""
     if backend.startswith("tensorrt"):
-        return ()
+        return ("threads are a setting of the CPU backends: not used",) if config.threads else ()
     if config.targets:
         raise UnsupportedError(
             f"{backend} builds for this machine's CPU, not for {', '.join(config.targets)}: "

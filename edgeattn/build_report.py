@@ -85,6 +85,7 @@ class BuildReport:
             ("backend", f"{self.sidecar.backend} {self.sidecar.backend_version} ({self.plan.why})"),
             *(("input", f"{spec} [{self.sidecar.profile[spec.name]}]") for spec in self.sidecar.inputs),
             *(("output", f"{spec.name}: {spec.dtype} {format_shape(spec.shape)}") for spec in self.sidecar.outputs),
+            *([("threads", str(self.plan.config.threads))] if self.plan.config.threads else []),
             ("precision", f"asked {asked}; layers {_shares(precision.compute, str)}"),
             *self.plan.attention_rows(),
             *(("note", note) for note in precision.notes),
@@ -166,6 +167,7 @@ def rebuild_command(plan: BuildPlan, output: Path, choice: Sequence[str]) -> str
     for name, precision in config.layer_precisions.items():
         words += ["--keep", glob.escape(name)] if precision != config.precision else []
     words += ["--attention", config.attention] if config.attention != "auto" else []
+    words += ["--threads", str(config.threads)] if config.threads else []
     for flag, bound in (("--min-shapes", "min"), ("--opt-shapes", "opt"), ("--max-shapes", "max")):
         words += [flag, ",".join(f"{name}:{format_shape(getattr(r, bound))}" for name, r in config.profile.items())]
     if config.targets:

@@ -45,6 +45,7 @@ class BuildConfig:
             edgeattn wherever there is one; `auto`, for each attention what is faster alone on this device, and where
             that is a tie or cannot be measured, the kernels where its own fusion does not reach.
         tf32: allow TensorFloat-32 in float32 layers; off, since it is not what float32 says.
+        threads: that one run of a CPU engine takes; None leaves it to the runtime.
         improve: the steps that improve INT8, by name, to take without asking what they gain; None to find out. See
             `edgeattn.precision.int8.improve`, whose steps need samples all the same.
         progress: called with a phase and its fraction, None where that cannot be known.
@@ -67,6 +68,7 @@ class BuildConfig:
     attention: str = "auto"
     tf32: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
     improve: tuple[str, ...] | None = None
     progress: Progress = field(default=silent, compare=False)
 

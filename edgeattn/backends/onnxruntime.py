@@ -89,6 +89,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         precision=Precision(config.precision, graph.weight_bytes(), compute, tuple(notes)),
         targets=("cpu",),
         platform=this_platform(),
+        config={"threads": config.threads},
     )
     return Engine(graph.serialized, sidecar)
 
@@ -102,6 +103,7 @@ def load(engine: Engine, profiling: bool = False) -> Session:
     import onnxruntime as ort
 
     def opened(options: ort.SessionOptions) -> ort.InferenceSession:
+        options.intra_op_num_threads = engine.sidecar.config.get("threads") or 0  # its own choice
         try:
             return _session(engine.plan, options, engine.sidecar.precision.asked)
         except Exception as err:

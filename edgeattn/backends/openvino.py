@@ -69,7 +69,7 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         _give_names(model, graph)
         ranges = {name: config.profile[name] for name in _names(model.inputs, config.profile)}
         model.reshape({name: _partial_shape(spread.min, spread.max) for name, spread in ranges.items()})
-        compiled = core.compile_model(model, "CPU", _properties(hint))
+        compiled = core.compile_model(model, "CPU", _properties(hint, config.threads))
         plan = compiled.export_model().getvalue()
     except Exception as err:
         raise BuildError(f"OpenVINO cannot build the graph: {one_line(err)}") from err
@@ -82,7 +82,11 @@ def build(graph: Graph, config: BuildConfig) -> Engine:
         precision=Precision(config.precision, graph.weight_bytes(), _layer_precisions(compiled), tuple(notes)),
         targets=("cpu",),
         platform=this_platform(),
-        config={"inference_precision": hint, "max_cpu_isa": os.environ.get(ISA_VARIABLE, "")},
+        config={
+            "inference_precision": hint,
+            "max_cpu_isa": os.environ.get(ISA_VARIABLE, ""),
+            "threads": config.threads,
+        },
     )
     return Engine(plan, sidecar)
 
@@ -106,8 +110,8 @@ def load(engine: Engine, profiling: bool = False) -> Session:
 
     def opened() -> tuple[ov.CompiledModel, ov.InferRequest]:
         try:
-            properties = {**_properties(sidecar.config["inference_precision"]), "PERF_COUNT": profiling}
-            compiled = core.import_model(io.BytesIO(engine.plan), "CPU", properties)
+            properties = _properties(sidecar.config["inference_precision"], sidecar.config.get("threads"))
+            compiled = core.import_model(io.BytesIO(engine.plan), "CPU", {**properties, "PERF_COUNT": profiling})
             return compiled, compiled.create_infer_request()
         except Exception as err:
             raise InputError(f"OpenVINO cannot load the engine: {one_line(err)}") from err
@@ -213,8 +217,9 @@ def _release() -> str:
     return str(ov.get_version()).partition("-")[0]
 
 
-def _properties(hint: str) -> dict[str, str]:
-    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+def _properties(hint: str, threads: int | None) -> dict[str, str]:
+    chosen = {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
+    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", **chosen}
 
 
 def _partial_shape(low: tuple[int, ...], high: tuple[int, ...]) -> ov.PartialShape:

@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the engine (default: MODEL.engine)")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what builds and runs it (default: auto)")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="on a CPU (default: the runtime's own)")
     parser.add_argument("--no-check", action="store_true", help="publish without comparing the engine with the graph")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     json_option(parser)
@@ -167,6 +168,7 @@ def _config(args: argparse.Namespace, best: bool, progress: Progress) -> BuildCo
         hardware_compatibility=args.hardware_compatibility,
         attention=args.attention,
         tf32=args.tf32,
+        threads=args.threads,
         progress=progress,
     )
 

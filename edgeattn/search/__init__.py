@@ -21,13 +21,15 @@ from edgeattn.parity import reference_from_graph
 from edgeattn.precision.ranges import Ranges, load_ranges, save_ranges
 from edgeattn.profile.paired import fastest
 from edgeattn.search.budget import Budget, Judge
-from edgeattn.search.candidates import Candidate, candidates, lowered
+from edgeattn.search.candidates import THREADED, Candidate, candidates, lowered
 from edgeattn.search.groups import groups
 from edgeattn.search.journal import Journal, journal
 from edgeattn.search.refine import refine
 from edgeattn.search.trial import Trial
 
 __all__ = ["Budget", "build_best", "candidates", "fastest"]
+
+SHORT_MS = 2.0
 
 
 def build_best(
@@ -44,7 +46,8 @@ def build_best(
     Without a budget: with every backend that can run here, and each attention in every form it has there, all in the
     model's own precision. With one: the best of these in each lower precision too, judged by the half of the budget's
     samples that did not calibrate; then the fastest of those part by part (`edgeattn.search.refine`), as long as there
-    are builds left.
+    are builds left. What takes less than 2 ms on a CPU is tried in one thread too: others take some microseconds a
+    layer to begin.
 
     What keeps the model's precision is checked as by `build_engine`. All are timed in turns at the optimal shapes on
     random inputs. The first choice of `auto` stays unless another is faster beyond the noise: by 1 % in the median
@@ -120,6 +123,9 @@ class _Search:
         if self.budget:
             floating = [_best_of(trial, name) for name in names]
             trial.run([way for item in floating if item for way in lowered(item)])
+        if self.config.threads is None:
+            trial.run(_on_one_thread(trial, names))
+        if self.budget:
             refine(trial, _promising(trial), groups(fuse(self.graph)[0]))
         return trial
 
@@ -184,9 +190,19 @@ def _combined(trial: Trial) -> list[Candidate]:
 
 
 def _best_of(trial: Trial, backend: str) -> Candidate | None:
-    """A backend's fastest way so far."""
-    own = [name for name, item in trial.candidates.items() if item.backend == backend and name in trial.ms]
+    """A backend's fastest way so far that keeps the budget."""
+    own = [
+        name
+        for name, item in trial.candidates.items()
+        if item.backend == backend and name in trial.ms and trial.keeps(name)
+    ]
     return trial.candidates[min(own, key=lambda name: trial.ms[name])] if own else None
+
+
+def _on_one_thread(trial: Trial, names: Sequence[str]) -> list[Candidate]:
+    """The fastest of each backend in one thread, where it is so short that threads may cost more than they save."""
+    ways = [_best_of(trial, name) for name in names if name in THREADED]
+    return [dataclasses.replace(way, threads=1) for way in ways if way and trial.ms[way.name] < SHORT_MS]
 
 
 def _promising(trial: Trial) -> list[Candidate]:

@@ -21,6 +21,7 @@ LOWER = {
     "openvino": (("bfloat16", "float32"), ("float16", "float32"), ("int8", "float32"), ("int8", "bfloat16")),
     "onnxruntime": (("int8", "float32"),),
 }
+THREADED = ("openvino", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Candidate:
 
     `forms` has by the name of an attention the form that differs from the plan; `precision` is empty for the model's
     own, `rest` what stays beside INT8, and `high` the parts of the network (see `groups`) that stay out of it, with
-    their nodes and, in words, `but`. `improve` are the steps that improve INT8; None to find them out.
+    their nodes and, in words, `but`. `improve` are the steps that improve INT8; None to find them out. `threads` are
+    those of one run; None leaves them to the runtime.
     """
 
     backend: str
@@ -39,13 +41,16 @@ class Candidate:
     high: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     but: str = ""
     improve: tuple[str, ...] | None = None
+    threads: int | None = None
 
     @property
     def name(self) -> str:
         """All of it in words."""
         precision = SHORT_NAMES[self.precision] if self.precision else ""
         rest = f" + {SHORT_NAMES[self.rest]}" if self.rest != "float32" else ""
-        return ", ".join(filter(None, (self.backend, *_forms_in_words(self.forms), precision + rest, self.but)))
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        parts = (self.backend, *_forms_in_words(self.forms), precision + rest, threads, self.but)
+        return ", ".join(filter(None, parts))
 
     @property
     def floating(self) -> Candidate:
@@ -63,6 +68,7 @@ class Candidate:
             precision=self.precision or config.precision,
             rest=self.rest,
             improve=config.improve if self.improve is None else self.improve,
+            threads=self.threads or config.threads,
             layer_precisions={
                 **config.layer_precisions,
                 **{node: self.rest for nodes in self.high.values() for node in nodes},

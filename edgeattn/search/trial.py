@@ -152,6 +152,7 @@ class Trial:
             "precision": candidate.precision,
             "forms": dict(candidate.forms),
             "high": list(candidate.high),
+            "threads": candidate.threads,
             "ms": self.ms.get(candidate.name),
             "accuracy": dict(accuracy.values) if accuracy else {},
             "drops": self._drops(accuracy),

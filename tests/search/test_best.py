@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import compose
 
-from edgeattn import profile
+from edgeattn import profile, search
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig, Session, silent
 from edgeattn.engine import Engine, read_sidecar
@@ -34,6 +34,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(timing, "ROUNDS", (5,))
     monkeypatch.setattr(timing, "ROUND_S", 0.0)
     monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
+    monkeypatch.setattr(search, "SHORT_MS", 0.0)  # nothing is tried in one thread
     save_graph(self_attention().graph, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
@@ -104,6 +105,18 @@ def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pyte
     assert planned == "onnxruntime"
     assert len(set(alone)) == 2
     assert together == f"{alone[0]} and 1 more"
+
+
+def test_what_is_short_is_tried_in_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch, "onnxruntime", lambda engine: 0.0 if engine.sidecar.config["threads"] == 1 else 0.02)
+    output = model.with_suffix(".engine")
+    for limit, asked, tried in ((1e9, None, [None, None, 1]), (1e9, 2, [None, None]), (1.0, None, [None, None])):
+        monkeypatch.setattr(search, "SHORT_MS", limit)
+        report = build_best(model, output, BuildConfig(threads=asked), backend="onnxruntime")
+        assert [row["threads"] for row in report.sidecar.search] == tried
+        assert read_sidecar(output).config["threads"] == (1 if 1 in tried else asked)
+        assert ("--threads" in report.sidecar.rebuild) == (asked is not None)
+        assert [row["candidate"].endswith(", 1 thread") for row in report.sidecar.search] == [t == 1 for t in tried]
 
 
 def test_equal_attentions_change_their_form_together() -> None:
