@@ -124,6 +124,8 @@ def _config(model: str, sidecar: Sidecar, labelled: Sequence[str]) -> dict[str, 
     for tensor in outputs:
         if tensor["name"] in labelled:
             tensor["label_filename"] = LABELS
+    threads = sidecar.config.get("threads")
+    limit = {"key": "intra_op_thread_count", "value": {"string_value": str(threads)}}
     return {
         "name": model,
         "backend": backend,
@@ -133,6 +135,7 @@ def _config(model: str, sidecar: Sidecar, labelled: Sequence[str]) -> dict[str, 
         "version_policy": {"latest": {"num_versions": 1}},
         "instance_group": [{"kind": Word(kind), "count": 1}],
         **({"dynamic_batching": {}} if most > 1 else {}),
+        **({"parameters": [limit]} if threads and backend == "onnxruntime" else {}),
     }
 
 

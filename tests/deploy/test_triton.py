@@ -141,11 +141,12 @@ def test_names_of_classes_become_labels(tmp_path: Path) -> None:
 
 def test_an_onnxruntime_engine_is_a_model_that_onnxruntime_loads(tmp_path: Path) -> None:
     graph = graph_of([helper.make_node("Softmax", ["x"], ["y"])], [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])])
-    config = BuildConfig(min_shapes={"x": (1, 4)}, max_shapes={"x": (6, 4)})
+    config = BuildConfig(min_shapes={"x": (1, 4)}, max_shapes={"x": (6, 4)}, threads=3)
     build_engine(graph, tmp_path / "soft.engine", config, "onnxruntime")
     deploy_triton(tmp_path / "soft.engine", tmp_path / "models")
     found = read(tmp_path / "models" / "soft")
     assert (found.backend, found.max_batch_size) == ("onnxruntime", 6)
+    assert found.parameters["intra_op_thread_count"].string_value == "3"
     session = ort.InferenceSession(tmp_path / "models" / "soft" / "1" / "model.onnx")
     assert session.run(None, {"x": np.zeros((2, 4), np.float32)})[0] == pytest.approx(0.25)
 
