@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -139,5 +140,17 @@ def by_reason(kept: Mapping[ir.Node, str]) -> list[str]:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The numbers of an initializer or of a Constant node's output."""
-    return None if value is None else ir.convenience.get_const_tensor(value)
+    """The numbers of an initializer or of a Constant node's output; onnx_ir's own would rename the tensor."""
+    if value is None or value.const_value is not None:
+        return None if value is None else value.const_value
+    node = value.producer()
+    if node is None or op(node) != "Constant":
+        return None
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.Tensor(np.array(attribute.value, np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.Tensor(np.array(attribute.value, np.int64))
+    return None

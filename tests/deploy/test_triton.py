@@ -39,10 +39,13 @@ SCHEMA = {
     "ModelVersionPolicy": [("latest", 1, "Latest")],
     "ModelInstanceGroup": [("kind", 4, "Kind"), ("count", 2, "int32")],
     "ModelDynamicBatching": [],
+    "ModelParameter": [("string_value", 1, "string")],
+    "ParametersEntry": [("key", 1, "string"), ("value", 2, "ModelParameter")],  # as a map is written
     "ModelConfig": [
         ("name", 1, "string"), ("backend", 17, "string"), ("version_policy", 3, "ModelVersionPolicy"),
         ("max_batch_size", 4, "int32"), ("input*", 5, "ModelInput"), ("output*", 6, "ModelOutput"),
         ("dynamic_batching", 11, "ModelDynamicBatching"), ("instance_group*", 7, "ModelInstanceGroup"),
+        ("parameters*", 14, "ParametersEntry"),
     ],
 }  # fmt: skip
 ENUMS = {
@@ -146,7 +149,7 @@ def test_an_onnxruntime_engine_is_a_model_that_onnxruntime_loads(tmp_path: Path)
     deploy_triton(tmp_path / "soft.engine", tmp_path / "models")
     found = read(tmp_path / "models" / "soft")
     assert (found.backend, found.max_batch_size) == ("onnxruntime", 6)
-    assert found.parameters["intra_op_thread_count"].string_value == "3"
+    assert [(item.key, item.value.string_value) for item in found.parameters] == [("intra_op_thread_count", "3")]
     session = ort.InferenceSession(tmp_path / "models" / "soft" / "1" / "model.onnx")
     assert session.run(None, {"x": np.zeros((2, 4), np.float32)})[0] == pytest.approx(0.25)
 
