@@ -118,10 +118,7 @@ def build_engine(
         EdgeAttnError: see `plan_build`, and the backend's own BuildError.
     """
     output = Path(output)
-    if isinstance(samples, Iterator):
-        raise UsageError("samples are gone through several times, an iterator only once: give a list, or `open_data`'s")
-    if judged_here(backend, check):
-        require_judgeable(max_drop or {}, samples)
+    _require_samples(samples, max_drop or {}, judged_here(backend, check))
     plan = plan_build(source, config, backend, ranges=ranges, samples=samples)
     for path in (output, sidecar_path(output)):
         files.output_file(path, *plan.source.files)
@@ -151,6 +148,13 @@ def build_engine(
             )
         seconds["write"] -= seconds.get("check", 0.0)
     return BuildReport(output, plan, sidecar, found[0] if found else None, unchecked, seconds)
+
+
+def _require_samples(samples: Iterable[Sample] | None, max_drop: Mapping[str, float], judged: bool) -> None:
+    if isinstance(samples, Iterator):
+        raise UsageError("samples are gone through several times, an iterator only once: give a list, or `open_data`'s")
+    if judged:
+        require_judgeable(max_drop, samples)
 
 
 def judged_here(backend: str, check: bool) -> bool:

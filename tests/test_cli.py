@@ -68,7 +68,8 @@ def test_the_best_is_chosen_before_everybodys_eyes(model: Path, capsys: pytest.C
     assert "chosen: the next takes" in capsys.readouterr().out
     assert main(["build", str(model), "--best", "--backend", "onnxruntime", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["sidecar"]["search"]
-    assert [row["ms"] > 0 for row in rows] == [True, True]
+    assert len(rows) > 1
+    assert all(row["ms"] > 0 for row in rows)
     assert json.loads(Path("model.engine.json").read_text())["search"] == rows
 
 

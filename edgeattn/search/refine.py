@@ -17,7 +17,8 @@ def refine(trial: Trial, ways: Sequence[Candidate], parts: Parts) -> None:
 
     Where a way keeps the budget, those that are no faster in it. Where it does not, each part is lowered alone; then,
     in the order of time won per noise added, as many together as the budget allows. What a part alone gains and costs
-    is asked once of a backend, in its first way: what stays beside INT8 changes little of it.
+    is asked once of a backend, in its first way, since what stays beside INT8 changes little of it; the others begin
+    with the parts of the best so far.
     """
     if len(parts) < 2:
         return
@@ -27,7 +28,10 @@ def refine(trial: Trial, ways: Sequence[Candidate], parts: Parts) -> None:
         better = dataclasses.replace(way, improve=trial.improved(way.name))
         kept = trial.keeps(way.name)
         ask, take = (_idle, _leave_out) if kept else (_by_worth, _lower)
-        if (way.backend, kept) not in asked:
+        if (way.backend, kept) in asked:
+            best = trial.candidates[trial.best]
+            trial.run([dataclasses.replace(better, high=best.high, but=best.but)])
+        else:
             asked[way.backend, kept] = ask(trial, better, parts)
         take(trial, better, parts, asked[way.backend, kept])
 
