@@ -73,7 +73,7 @@ def plan_build(
         )
         config = dataclasses.replace(config, profile=profile)
     with _timed(seconds, "fuse"):
-        fused, found = fuse(graph)
+        fused, found = fuse(graph) if config.fuse else fuse(graph, ())
     with _timed(seconds, "measure"):
         config, measured, functions = _with_plugins(fused, name, config, ranges)
     with _timed(seconds, "type"):

@@ -167,6 +167,7 @@ def rebuild_command(plan: BuildPlan, output: Path, choice: Sequence[str]) -> str
     for name, precision in config.layer_precisions.items():
         words += ["--keep", glob.escape(name)] if precision != config.precision else []
     words += ["--attention", config.attention] if config.attention != "auto" else []
+    words += ["--no-fuse"] if not config.fuse else []
     words += ["--threads", str(config.threads)] if config.threads else []
     for flag, bound in (("--min-shapes", "min"), ("--opt-shapes", "opt"), ("--max-shapes", "max")):
         words += [flag, ",".join(f"{name}:{format_shape(getattr(r, bound))}" for name, r in config.profile.items())]

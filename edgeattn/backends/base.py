@@ -40,6 +40,7 @@ class BuildConfig:
         opt_level: TensorRT's builder optimisation level, 0 to 5.
         version_compatible: the plan also loads in later minor versions of TensorRT.
         hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
+        fuse: build of the graph with its attentions recognised; off, of what the exporter wrote.
         forms: by the name of an attention, the form to run it in instead of the planned one; see `lowering.forms`.
         attention: what TensorRT runs attention with: `native`, its own fusion and plain operators; `plugin`, kernels of
             edgeattn wherever there is one; `auto`, for each attention what is faster alone on this device, and where
@@ -67,6 +68,7 @@ class BuildConfig:
     hardware_compatibility: str = "none"
     attention: str = "auto"
     tf32: bool = False
+    fuse: bool = True
     forms: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     improve: tuple[str, ...] | None = None

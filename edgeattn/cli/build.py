@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the engine (default: MODEL.engine)")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what builds and runs it (default: auto)")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="on a CPU (default: the runtime's own)")
+    parser.add_argument("--no-fuse", action="store_true", help="build what the exporter wrote, no attention recognised")
     parser.add_argument("--no-check", action="store_true", help="publish without comparing the engine with the graph")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     json_option(parser)
@@ -169,6 +170,7 @@ def _config(args: argparse.Namespace, best: bool, progress: Progress) -> BuildCo
         attention=args.attention,
         tf32=args.tf32,
         threads=args.threads,
+        fuse=not args.no_fuse,
         progress=progress,
     )
 

@@ -70,8 +70,8 @@ def build_best(
         EdgeAttnError: every candidate failed; the error of the first.
     """
     output, config = Path(output), config or BuildConfig()
-    if config.precision not in ("", "float32") or config.targets or config.forms:
-        asked = config.precision if config.precision not in ("", "float32") else "targets and forms"
+    if config.precision not in ("", "float32") or config.targets or config.forms or not config.fuse:
+        asked = config.precision if config.precision not in ("", "float32") else "targets, forms and no fusing"
         raise UsageError(f"--best searches on this machine, and the precision too: leave {asked} out")
     graph = source if isinstance(source, Graph) else load_graph(source)
     chosen = output.with_name(f"{output.name}.onnx")
@@ -121,7 +121,7 @@ class _Search:
         trial.run([candidate for name in names for candidate in candidates(self.graph, name)])
         trial.run(_combined(trial))
         if self.budget:
-            floating = [_best_of(trial, name) for name in names]
+            floating = [_best_of(trial, name, fused=True) for name in names]  # by whose roles INT8 is placed
             trial.run([way for item in floating if item for way in lowered(item)])
         if self.config.threads is None:
             trial.run(_on_one_thread(trial, names))
@@ -189,12 +189,12 @@ def _combined(trial: Trial) -> list[Candidate]:
     return ways
 
 
-def _best_of(trial: Trial, backend: str) -> Candidate | None:
+def _best_of(trial: Trial, backend: str, fused: bool = False) -> Candidate | None:
     """A backend's fastest way so far that keeps the budget."""
     own = [
         name
         for name, item in trial.candidates.items()
-        if item.backend == backend and name in trial.ms and trial.keeps(name)
+        if item.backend == backend and name in trial.ms and trial.keeps(name) and item.fuse >= fused
     ]
     return trial.candidates[min(own, key=lambda name: trial.ms[name])] if own else None
 

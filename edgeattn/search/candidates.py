@@ -31,7 +31,7 @@ class Candidate:
     `forms` has by the name of an attention the form that differs from the plan; `precision` is empty for the model's
     own, `rest` what stays beside INT8, and `high` the parts of the network (see `groups`) that stay out of it, with
     their nodes and, in words, `but`. `improve` are the steps that improve INT8; None to find them out. `threads` are
-    those of one run; None leaves them to the runtime.
+    those of one run; None leaves them to the runtime. Without `fuse` it is the graph as the exporter wrote it.
     """
 
     backend: str
@@ -42,6 +42,7 @@ class Candidate:
     but: str = ""
     improve: tuple[str, ...] | None = None
     threads: int | None = None
+    fuse: bool = True
 
     @property
     def name(self) -> str:
@@ -49,7 +50,8 @@ class Candidate:
         precision = SHORT_NAMES[self.precision] if self.precision else ""
         rest = f" + {SHORT_NAMES[self.rest]}" if self.rest != "float32" else ""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        parts = (self.backend, *_forms_in_words(self.forms), precision + rest, threads, self.but)
+        exported = "" if self.fuse else "as exported"
+        parts = (self.backend, exported, *_forms_in_words(self.forms), precision + rest, threads, self.but)
         return ", ".join(filter(None, parts))
 
     @property
@@ -69,6 +71,7 @@ class Candidate:
             rest=self.rest,
             improve=config.improve if self.improve is None else self.improve,
             threads=self.threads or config.threads,
+            fuse=self.fuse and config.fuse,
             layer_precisions={
                 **config.layer_precisions,
                 **{node: self.rest for nodes in self.high.values() for node in nodes},
@@ -78,7 +81,10 @@ class Candidate:
 
 
 def candidates(graph: Graph, backend: str) -> list[Candidate]:
-    """A backend's ways to build a graph: as planned, and with each group of equal attentions in each other form."""
+    """A backend's ways to build a graph: as planned, with equal attentions in each other form, and as it was exported.
+
+    The last is what people have without edgeattn, so that nothing slower is chosen.
+    """
     fused, found = fuse(graph)
     nodes = {node.name: node for node in fused.model.graph}
     others = {item.name: forms(nodes[item.name], backend)[1:] for item in found.found}
@@ -91,7 +97,7 @@ def candidates(graph: Graph, backend: str) -> list[Candidate]:
     for names in groups.values():
         tried = dict.fromkeys(form for name in names for form in others[name])
         ways += [Candidate(backend, {name: form for name in names if form in others[name]}) for form in tried]
-    return ways
+    return [*ways, *([Candidate(backend, fuse=False)] if found.found else [])]
 
 
 def lowered(way: Candidate) -> list[Candidate]:

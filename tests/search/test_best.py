@@ -17,6 +17,7 @@ from onnx import compose
 from edgeattn import profile, search
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig, Session, silent
+from edgeattn.build import build_engine
 from edgeattn.engine import Engine, read_sidecar
 from edgeattn.errors import BuildError, InferenceError, UsageError
 from edgeattn.graph import Graph, save_graph
@@ -77,11 +78,17 @@ def test_the_backend_that_is_faster_here_is_published(model: Path, slow: str, mo
     assert sidecar.verified
     assert sidecar.rebuild.startswith(f"edgeattn build {model} -o {output} --best --min-shapes")
     rows = {row["candidate"]: row for row in sidecar.search}
-    assert list(rows) == ["openvino", "onnxruntime", f"onnxruntime, {FLASH} for SoftmaxAttention"]
+    assert list(rows) == [
+        *("openvino", "openvino, as exported"),
+        *("onnxruntime", f"onnxruntime, {FLASH} for SoftmaxAttention", "onnxruntime, as exported"),
+    ]
     assert rows[slow]["ms"] > 20
     assert "times the chosen" in rows[slow]["verdict"]
     assert [row["candidate"] for row in rows.values() if row["verdict"].startswith("chosen: the next")] == [
-        name for name in rows if name.startswith(other) and rows[name]["forms"] == report.plan.config.forms
+        name
+        for name in rows
+        if name.startswith(other) and rows[name]["forms"] == report.plan.config.forms
+        if name.endswith("as exported") != report.plan.config.fuse
     ]
     for row in rows.values():
         assert row["candidate"] in str(report)
@@ -101,8 +108,8 @@ def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pyte
     assert report.plan.config.forms
     assert set(report.plan.config.forms.values()) == {FLASH}
     assert report.sidecar.rebuild.partition(" -o ")[2].split()[1:4] == ["--best", "--backend", "onnxruntime"]
-    planned, *alone, together = (row["candidate"] for row in report.sidecar.search)
-    assert planned == "onnxruntime"
+    planned, *alone, exported, together = (row["candidate"] for row in report.sidecar.search)
+    assert (planned, exported) == ("onnxruntime", "onnxruntime, as exported")
     assert len(set(alone)) == 2
     assert together == f"{alone[0]} and 1 more"
 
@@ -110,7 +117,7 @@ def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pyte
 def test_what_is_short_is_tried_in_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, "onnxruntime", lambda engine: 0.0 if engine.sidecar.config["threads"] == 1 else 0.02)
     output = model.with_suffix(".engine")
-    for limit, asked, tried in ((1e9, None, [None, None, 1]), (1e9, 2, [None, None]), (1.0, None, [None, None])):
+    for limit, asked, tried in ((1e9, None, [None] * 3 + [1]), (1e9, 2, [None] * 3), (1.0, None, [None] * 3)):
         monkeypatch.setattr(search, "SHORT_MS", limit)
         report = build_best(model, output, BuildConfig(threads=asked), backend="onnxruntime")
         assert [row["threads"] for row in report.sidecar.search] == tried
@@ -120,20 +127,34 @@ def test_what_is_short_is_tried_in_one_thread(model: Path, monkeypatch: pytest.M
 
 
 def test_equal_attentions_change_their_form_together() -> None:
-    assert [way.forms for way in candidates(self_attention().graph, "openvino")] == [{}]
-    planned, other = candidates(self_attention(tokens=2048).graph, "onnxruntime")
+    assert [way.forms for way in candidates(self_attention().graph, "openvino")] == [{}, {}]
+    planned, other, exported = candidates(self_attention(tokens=2048).graph, "onnxruntime")
     assert not planned.forms
     assert list(other.forms.values()) == [BODY]
+    assert [way.fuse for way in (planned, other, exported)] == [True, True, False]
     ways = candidates(two_attentions(), "onnxruntime")
-    assert [list(way.forms.values()) for way in ways] == [[], [FLASH], [FLASH]]
+    assert [list(way.forms.values()) for way in ways] == [[], [FLASH], [FLASH], []]
     assert len({name for way in ways for name in way.forms}) == 2
 
 
+def test_a_graph_that_is_faster_as_it_was_exported_stays_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch, "openvino", lambda engine: 0.02 * engine.sidecar.config["fuse"])
+    report = build_best(model, model.with_suffix(".engine"), backend="openvino")
+    assert [row["candidate"] for row in report.sidecar.search] == ["openvino", "openvino, as exported"]
+    assert not report.plan.config.fuse
+    assert not report.plan.attention
+    assert report.parity is not None
+    assert report.parity.passed
+    assert "--no-fuse" in build_engine(model, model.with_suffix(".e"), BuildConfig(fuse=False)).sidecar.rebuild
+    with pytest.raises(UsageError, match="leave targets, forms and no fusing out"):
+        build_best(model, model.with_suffix(".engine"), BuildConfig(fuse=False))
+
+
 def test_whole_engines_are_timed_and_no_attention_alone() -> None:
-    (plain,) = candidates(self_attention().graph, "tensorrt")
+    plain, _ = candidates(self_attention().graph, "tensorrt")
     assert plain.config(BuildConfig()).attention == "native"
     assert plain.config(BuildConfig(attention="plugin")).attention == "plugin"
-    (other,) = candidates(self_attention(tokens="tokens").graph, "openvino")
+    other, _ = candidates(self_attention(tokens="tokens").graph, "openvino")
     assert other.config(BuildConfig()).attention == "auto"
 
 
@@ -142,8 +163,9 @@ def test_a_candidate_that_fails_is_named_and_passed_over(model: Path, monkeypatc
     wrong = self_attention(seed=1).graph
     monkeypatch.setattr(backend_named("openvino"), "build", lambda graph, config: honest(wrong, config))
     report = build_best(model, model.with_suffix(".engine"))
-    first, *others = report.sidecar.search
+    first, exported, *others = report.sidecar.search
     assert report.sidecar.backend == "onnxruntime"
+    assert exported["verdict"].startswith("failed")
     assert (first["candidate"], first["ms"]) == ("openvino", None)
     assert first["verdict"].startswith("failed: the engine does not say what the graph says")
     assert all(row["ms"] > 0 for row in others)
@@ -178,13 +200,13 @@ def test_lengths_that_vary_are_searched_at_the_optimal_ones(model: Path) -> None
     case = self_attention(tokens="n")
     config = BuildConfig(min_shapes={"x": (1, 1, 8)}, opt_shapes={"x": (1, 40, 8)}, max_shapes={"x": (3, 90, 8)})
     report = build_best(case.graph, model.with_suffix(".engine"), config, "onnxruntime")
-    assert [list(row["forms"].values()) for row in report.sidecar.search] == [[], [FLASH]]
+    assert [list(row["forms"].values()) for row in report.sidecar.search] == [[], [FLASH], []]
     assert all(row["ms"] for row in report.sidecar.search)
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
-    [(BuildConfig(precision="float16"), "leave float16 out"), (BuildConfig(targets=("sm_87",)), "leave targets and")],
+    [(BuildConfig(precision="float16"), "leave float16 out"), (BuildConfig(targets=("sm_87",)), "leave targets, forms and")],
 )
 def test_what_is_not_searched_is_refused(model: Path, config: BuildConfig, said: str) -> None:
     with pytest.raises(UsageError, match=said):
