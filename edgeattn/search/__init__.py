@@ -43,11 +43,11 @@ def build_best(
 ) -> BuildReport:
     """Build in every way that may be the fastest, and publish the one that is.
 
-    Without a budget: with every backend that can run here, and each attention in every form it has there, all in the
-    model's own precision. With one: the best of these in each lower precision too, judged by the half of the budget's
-    samples that did not calibrate; then the fastest of those part by part (`edgeattn.search.refine`), as long as there
-    are builds left. What takes less than 2 ms on a CPU is tried in one thread too: others take some microseconds a
-    layer to begin.
+    Without a budget: with every backend that can run here, each attention in every form it has there, and the graph as
+    it was exported, all in the model's own precision. With one: the best of these in each lower precision too, judged
+    by the half of the budget's samples that did not calibrate; then the fastest of those part by part
+    (`edgeattn.search.refine`), as long as there are builds left. What takes less than 2 ms on a CPU is tried in one
+    thread too: others take some microseconds a layer to begin.
 
     What keeps the model's precision is checked as by `build_engine`. All are timed in turns at the optimal shapes on
     random inputs. The first choice of `auto` stays unless another is faster beyond the noise: by 1 % in the median

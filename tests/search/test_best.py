@@ -206,7 +206,10 @@ def test_lengths_that_vary_are_searched_at_the_optimal_ones(model: Path) -> None
 
 @pytest.mark.parametrize(
     ("config", "said"),
-    [(BuildConfig(precision="float16"), "leave float16 out"), (BuildConfig(targets=("sm_87",)), "leave targets, forms and")],
+    [
+        (BuildConfig(precision="float16"), "leave float16 out"),
+        (BuildConfig(targets=("sm_87",)), "leave targets, forms and"),
+    ],
 )
 def test_what_is_not_searched_is_refused(model: Path, config: BuildConfig, said: str) -> None:
     with pytest.raises(UsageError, match=said):
