@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,9 +23,8 @@ from edgeattn.lowering import BODY, FLASH
 from edgeattn.reports.latency import LatencyReport, latency_report
 from edgeattn.search import build_best, candidates, fastest, timing
 from edgeattn.tensors import random_feeds
-from tests.graphs import Array, self_attention
-
-CPU_BACKENDS = ("openvino", "onnxruntime")
+from tests.clock import CPU_BACKENDS, slowed
+from tests.graphs import self_attention
 
 
 @pytest.fixture
@@ -49,27 +46,9 @@ def two_attentions() -> Graph:
     return Graph(ir.from_proto(compose.merge_models(first, second, io_map=[])))
 
 
-def slowed(monkeypatch: pytest.MonkeyPatch, backend: str, delay_s: Callable[[Engine], float]) -> None:
-    """Let every run of a backend's engine take longer."""
-    module = backend_named(backend)
-    load = module.load
-
-    def slow(engine: Engine, profiling: bool = False) -> Session:
-        session = load(engine, profiling)
-        infer, wait = session.infer, delay_s(engine)
-
-        def late(feeds: dict[str, Array]) -> dict[str, Array]:
-            time.sleep(wait)
-            return infer(feeds)
-
-        return dataclasses.replace(session, infer=late)
-
-    monkeypatch.setattr(module, "load", slow)
-
-
 @pytest.mark.parametrize("slow", CPU_BACKENDS)
 def test_the_backend_that_is_faster_here_is_published(model: Path, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, slow, lambda engine: 0.02)
+    slowed(monkeypatch, lambda engine: 0.02 * (engine.sidecar.backend == slow))
     output = model.with_suffix(".engine")
     report = build_best(model, output)
     (other,) = set(CPU_BACKENDS) - {slow}
@@ -82,7 +61,7 @@ def test_the_backend_that_is_faster_here_is_published(model: Path, slow: str, mo
         *("openvino", "openvino, as exported"),
         *("onnxruntime", f"onnxruntime, {FLASH} for SoftmaxAttention", "onnxruntime, as exported"),
     ]
-    assert rows[slow]["ms"] > 20
+    assert rows[slow]["ms"] == 21
     assert "times the chosen" in rows[slow]["verdict"]
     assert [row["candidate"] for row in rows.values() if row["verdict"].startswith("chosen: the next")] == [
         name
@@ -103,7 +82,7 @@ def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pyte
         operators = [node.op_type for node in onnx.load_from_string(engine.plan).graph.node]
         return 0.02 * operators.count("Softmax")
 
-    slowed(monkeypatch, "onnxruntime", per_softmax)
+    slowed(monkeypatch, per_softmax)
     report = build_best(two_attentions(), model.with_suffix(".engine"), backend="onnxruntime")
     assert report.plan.config.forms
     assert set(report.plan.config.forms.values()) == {FLASH}
@@ -115,7 +94,7 @@ def test_forms_that_gain_alone_are_tried_together(model: Path, monkeypatch: pyte
 
 
 def test_what_is_short_is_tried_in_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, "onnxruntime", lambda engine: 0.0 if engine.sidecar.config["threads"] == 1 else 0.02)
+    slowed(monkeypatch, lambda engine: 0.0 if engine.sidecar.config["threads"] == 1 else 0.02)
     output = model.with_suffix(".engine")
     for limit, asked, tried in ((1e9, None, [None] * 3 + [1]), (1e9, 2, [None] * 3), (1.0, None, [None] * 3)):
         monkeypatch.setattr(search, "SHORT_MS", limit)
@@ -138,7 +117,7 @@ def test_equal_attentions_change_their_form_together() -> None:
 
 
 def test_a_graph_that_is_faster_as_it_was_exported_stays_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, "openvino", lambda engine: 0.02 * engine.sidecar.config["fuse"])
+    slowed(monkeypatch, lambda engine: 0.02 * engine.sidecar.config["fuse"])
     report = build_best(model, model.with_suffix(".engine"), backend="openvino")
     assert [row["candidate"] for row in report.sidecar.search] == ["openvino", "openvino, as exported"]
     assert not report.plan.config.fuse
