@@ -18,7 +18,7 @@ def refine(trial: Trial, ways: Sequence[Candidate], parts: Parts) -> None:
     Where a way keeps the budget, those that are no faster in it. Where it does not, each part is lowered alone; then,
     in the order of time won per noise added, as many together as the budget allows. What a part alone gains and costs
     is asked once of a backend, in its first way, since what stays beside INT8 changes little of it; the others begin
-    with the parts of the best so far.
+    with the parts of the best so far. A backend whose whole network in INT8 is slower than that best is not asked.
     """
     if len(parts) < 2:
         return
@@ -31,6 +31,8 @@ def refine(trial: Trial, ways: Sequence[Candidate], parts: Parts) -> None:
         if (way.backend, kept) in asked:
             best = trial.candidates[trial.best]
             trial.run([dataclasses.replace(better, high=best.high, but=best.but)])
+        elif asked and not kept and trial.ms[way.name] >= trial.ms[trial.best]:
+            continue  # its parts would hardly gain what all of it does not
         else:
             asked[way.backend, kept] = ask(trial, better, parts)
         take(trial, better, parts, asked[way.backend, kept])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, combinations
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from edgeattn.search.trial import Trial
 
 PLAIN, WAY = Candidate("openvino"), Candidate("openvino", precision="int8")
 SECOND = Candidate("openvino", precision="int8", rest="bfloat16")
+OTHER = Candidate("onnxruntime", precision="int8")
 STEPS = ("what helps the whole",)
 
 
@@ -59,7 +61,7 @@ class Machine:
         self.faster = {(a, b) for a in names for b in names if 1.01 * self.ms[a] < self.ms[b]}
 
     def improved(self, name: str) -> tuple[str, ...]:
-        assert name in (WAY.name, SECOND.name)
+        assert name in (WAY.name, SECOND.name, OTHER.name)
         return STEPS
 
     def keeps(self, name: str) -> bool:
@@ -115,3 +117,13 @@ def test_a_second_way_takes_few_engines_more(found: tuple[list[int], list[int]],
     assert len(machine.ms) - count <= len(machine.parts).bit_length() + MOST_EXTRAS + 1
     if first.precision == "int8" and beside > 0:  # the same parts lowered, and what is left sooner done
         assert machine.ms[machine.best] <= 1.01 * machine.cost(machine.low(first), beside)[0]
+
+
+@pytest.mark.parametrize(("whole", "asked"), [(93, True), (97, False)])
+def test_another_backend_is_asked_where_its_whole_network_is_faster_than_the_best(whole: float, asked: bool) -> None:
+    machine = Machine([5, 5], [1, 9], 5)
+    machine.run([OTHER])
+    machine.ms[OTHER.name] = whole
+    refine(cast(Trial, machine), [WAY, OTHER], machine.parts)
+    assert machine.best == f"{WAY.name}, without p1"
+    assert any(name.startswith(f"{OTHER.name}, ") for name in machine.ms) == asked
