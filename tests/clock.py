@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeattn import profile
+from edgeattn import profile, search
 from edgeattn.backends import backend_named
 from edgeattn.backends.base import Session
 from edgeattn.engine import Engine
@@ -32,6 +32,14 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += round(1e9 * seconds)
+
+
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches time each engine five times, and none in one thread."""
+    monkeypatch.setattr(timing, "ROUNDS", (5,))
+    monkeypatch.setattr(timing, "ROUND_S", 0.0)
+    monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
+    monkeypatch.setattr(search, "SHORT_MS", 0.0)
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, delay_s: Callable[[Engine], float]) -> None:

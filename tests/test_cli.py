@@ -15,6 +15,7 @@ from edgeattn.cli import main, options, output
 from edgeattn.graph import save_graph
 from edgeattn.metrics import TASKS
 from edgeattn.reports import text
+from tests.clock import few_rounds
 from tests.graphs import self_attention
 
 
@@ -63,7 +64,10 @@ def test_int8_calibrates_or_takes_what_was_calibrated(model: Path, capsys: pytes
     assert "the ranges are stale" in capsys.readouterr().err
 
 
-def test_the_best_is_chosen_before_everybodys_eyes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_is_chosen_before_everybodys_eyes(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_rounds(monkeypatch)
     assert main(["build", str(model), "--best", "--backend", "onnxruntime"]) == 0
     assert "chosen: the next takes" in capsys.readouterr().out
     assert main(["build", str(model), "--best", "--backend", "onnxruntime", "--json"]) == 0

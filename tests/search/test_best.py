@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import compose
 
-from edgeattn import profile, search
+from edgeattn import search
 from edgeattn.backends import backend_named, open_session
 from edgeattn.backends.base import BuildConfig, Session, silent
 from edgeattn.build import build_engine
@@ -23,16 +23,13 @@ from edgeattn.lowering import BODY, FLASH
 from edgeattn.reports.latency import LatencyReport, latency_report
 from edgeattn.search import build_best, candidates, fastest, timing
 from edgeattn.tensors import random_feeds
-from tests.clock import CPU_BACKENDS, slowed
+from tests.clock import CPU_BACKENDS, few_rounds, slowed
 from tests.graphs import self_attention
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(timing, "ROUNDS", (5,))
-    monkeypatch.setattr(timing, "ROUND_S", 0.0)
-    monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
-    monkeypatch.setattr(search, "SHORT_MS", 0.0)  # nothing is tried in one thread
+    few_rounds(monkeypatch)
     save_graph(self_attention().graph, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from edgeattn import profile, search
+from edgeattn import search
 from edgeattn.backends import open_session
 from edgeattn.backends.base import BuildConfig
 from edgeattn.build import BuildReport, build_engine
@@ -24,8 +24,8 @@ from edgeattn.graph import Graph, save_graph
 from edgeattn.images import Recipe
 from edgeattn.interpreter import run_as_written
 from edgeattn.precision.int8 import improve
-from edgeattn.search import Budget, build_best, timing
-from tests.clock import slowed
+from edgeattn.search import Budget, build_best
+from tests.clock import few_rounds, slowed
 from tests.graphs import FLOAT, Array, graph_of
 
 BACKEND = "onnxruntime"
@@ -55,10 +55,7 @@ def network() -> Graph:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(timing, "ROUNDS", (5,))
-    monkeypatch.setattr(timing, "ROUND_S", 0.0)
-    monkeypatch.setattr(profile.timing, "TURN_S", 0.0)
-    monkeypatch.setattr(search, "SHORT_MS", 0.0)  # nothing is tried in one thread
+    few_rounds(monkeypatch)
     save_graph(network(), tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
